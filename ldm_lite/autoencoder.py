@@ -1,0 +1,256 @@
+"""First stages: encode(image) -> z of about unit variance, f times smaller on a side, and decode(z) -> image.
+
+The original architecture (Rombach et al. 2022, appendix G.1; Esser et al. 2021), with two bottlenecks: kl draws z from a
+Gaussian per position that a slight KL term keeps near N(0, 1); vq snaps it to a codebook. Pixels is f = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import InputError
+from .layers import Downsample, ResBlock, SelfAttention, Upsample, norm
+
+EPS = 1e-6  # of the GroupNorms here; 1e-5 in the UNet
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """f = 2 ** (len(mult) - 1)."""
+
+    channels: int = 3  # of z
+    width: int = 128  # at full size; level i has mult[i] times as many
+    mult: tuple[int, ...] = (1, 2, 4)
+    blocks: int = 2  # residual blocks per level, one more in the decoder
+    attend_at: tuple[int, ...] = ()  # downsampling factors with attention
+    mid_attention: bool = True
+    bottleneck: Literal["kl", "vq"] = "kl"
+    codes: int = 8192  # size of the codebook (vq)
+    image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        factors = [2**i for i in range(len(self.mult))]
+        for f in self.attend_at:
+            if f not in factors:
+                raise ValueError(f"attend_at: {f} is not a downsampling factor of {len(self.mult)} levels ({factors})")
+        if self.bottleneck not in ("kl", "vq"):
+            raise ValueError(f"bottleneck: {self.bottleneck} is not kl or vq")
+
+
+class Code(NamedTuple):
+    """What a bottleneck makes of an image.
+
+    z (B, C, h, w): what the decoder reads, a sample (kl) or the snapped latent (vq)
+    mean (B, C, h, w): what diffusion learns, the posterior's mean (kl) or the latent before snapping (vq)
+    penalty (B,): KL to N(0, 1) in nats per image (kl), or codebook plus commitment loss per element (vq)
+    index (B, h, w): the chosen codes (vq), else None"""
+
+    z: Tensor
+    mean: Tensor
+    penalty: Tensor
+    index: Tensor | None = None
+
+
+class Gaussian(nn.Module):
+    """h (B, 2C, h, w) is mean and log variance of a diagonal Gaussian, clamped to [-30, 20] as the original."""
+
+    def forward(self, h: Tensor, sample: bool = True) -> Code:
+        mean, logvar = h.float().chunk(2, dim=1)
+        logvar = logvar.clamp(-30, 20)
+        z = mean + torch.exp(logvar / 2) * torch.randn_like(mean) if sample else mean
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+        return Code(z, mean, kl)
+
+
+class Codebook(nn.Module):
+    """Snaps each position to the nearest of `codes` vectors; the gradient passes straight through (Oord et al. 2017).
+
+    penalty = commitment + 0.25 codebook: the weights every published model was trained with (CompVis's "legacy" beta
+    sits on the codebook term), kept so that losses compare."""
+
+    def __init__(self, codes: int, channels: int):
+        super().__init__()
+        self.embedding = nn.Embedding(codes, channels)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    def forward(self, h: Tensor, sample: bool = True) -> Code:
+        h = h.float()
+        flat, codes = rearrange(h, "b c y x -> (b y x) c"), self.embedding.weight.float()
+        index = ((codes**2).sum(1) - 2 * flat @ codes.T).argmin(1)
+        snapped = rearrange(F.embedding(index, codes), "(b y x) c -> b c y x", y=h.shape[2], x=h.shape[3])
+        commitment = ((snapped.detach() - h) ** 2).flatten(1).mean(1)
+        codebook = ((snapped - h.detach()) ** 2).flatten(1).mean(1)
+        index = rearrange(index, "(b y x) -> b y x", y=h.shape[2], x=h.shape[3])
+        return Code(h + (snapped - h).detach(), h, commitment + 0.25 * codebook, index)
+
+
+def _res(c_in: int, c_out: int) -> ResBlock:
+    return ResBlock(c_in, c_out, eps=EPS, zero=False)
+
+
+def _attention(width: int) -> SelfAttention:
+    return SelfAttention(width, eps=EPS, zero=False)
+
+
+class Level(nn.Module):
+    """Residual blocks, each followed by attention where the level has it, then a change of size."""
+
+    def __init__(self, c_in: int, c_out: int, blocks: int, attend: bool, resample: nn.Module | None):
+        super().__init__()
+        self.block = nn.ModuleList(_res(c_in if i == 0 else c_out, c_out) for i in range(blocks))
+        self.attn = nn.ModuleList(_attention(c_out) for _ in range(blocks if attend else 0))
+        self.resample = resample
+
+    def forward(self, h: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            h = block(h)
+            if len(self.attn):
+                h = self.attn[i](h)
+        return h if self.resample is None else self.resample(h)
+
+
+class Middle(nn.Sequential):
+    def __init__(self, width: int, attend: bool):
+        super().__init__(_res(width, width), _attention(width) if attend else nn.Identity(), _res(width, width))
+
+
+class Encoder(nn.Module):
+    """image (B, 3, H, W) -> (B, c_out, H/f, W/f)."""
+
+    def __init__(self, c: AutoencoderConfig, c_out: int):
+        super().__init__()
+        widths = [c.width * m for m in c.mult]
+        self.conv_in, h = nn.Conv2d(c.image_channels, c.width, 3, padding=1), c.width
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            smaller = Downsample(width, one_sided=True) if i < len(widths) - 1 else None
+            self.down.append(Level(h, width, c.blocks, 2**i in c.attend_at, smaller))
+            h = width
+        self.mid = Middle(h, c.mid_attention)
+        self.norm_out, self.conv_out = norm(h, EPS), nn.Conv2d(h, c_out, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        h = self.conv_in(image)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """(B, C, h, w) -> image (B, 3, f h, f w). `up` runs from the smallest size to the largest."""
+
+    def __init__(self, c: AutoencoderConfig):
+        super().__init__()
+        widths = [c.width * m for m in c.mult]
+        h = widths[-1]
+        self.conv_in, self.mid = nn.Conv2d(c.channels, h, 3, padding=1), Middle(h, c.mid_attention)
+        self.up = nn.ModuleList()
+        for i, width in reversed(list(enumerate(widths))):
+            self.up.append(Level(h, width, c.blocks + 1, 2**i in c.attend_at, Upsample(width) if i else None))
+            h = width
+        self.norm_out, self.conv_out = norm(h, EPS), nn.Conv2d(h, c.image_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in self.up:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def checked(image: Tensor, f: int, channels: int = 3) -> Tensor:
+    """The image, if a first stage can take it. InputError for a wrong size, number of channels or range."""
+    if image.ndim != 4 or image.shape[1] != channels:
+        raise InputError(f"image: shape {tuple(image.shape)}; (B, {channels}, H, W) is needed")
+    if image.shape[2] % f or image.shape[3] % f:
+        raise InputError(f"image: {image.shape[2]} x {image.shape[3]} is not divisible by f = {f}; resize or crop it")
+    if not -1.001 <= float(image.amin()) <= float(image.amax()) <= 1.001:
+        raise InputError(f"image: values from {image.amin():.3g} to {image.amax():.3g}; [-1, 1] is needed")
+    return image
+
+
+class Autoencoder(nn.Module):
+    """One class, two bottlenecks. `scale` brings the latents it was measured on to unit variance; it is saved."""
+
+    scale: Tensor
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config, c = config, config
+        self.f, self.channels = 2 ** (len(c.mult) - 1), c.channels
+        wide = c.channels * (2 if c.bottleneck == "kl" else 1)
+        self.encoder, self.decoder = Encoder(c, wide), Decoder(c)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(wide, wide, 1), nn.Conv2d(c.channels, c.channels, 1)
+        self.bottleneck = Gaussian() if c.bottleneck == "kl" else Codebook(c.codes, c.channels)
+        self.register_buffer("scale", torch.ones(()))
+
+    def code(self, image: Tensor, sample: bool = True) -> Code:
+        """The bottleneck's view of image (B, 3, H, W), not scaled."""
+        return self.bottleneck(self.quant_conv(self.encoder(image)), sample)
+
+    def picture(self, z: Tensor) -> Tensor:
+        """The image of an unscaled, already snapped z."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, image: Tensor, sample: bool = True) -> tuple[Tensor, Code]:
+        """Training's one pass: the reconstruction and the code. No range or size is checked."""
+        code = self.code(image, sample)
+        return self.picture(code.z), code
+
+    def encode(self, image: Tensor, sample: bool = False) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> z (B, C, H/f, W/f). sample draws from the posterior (kl) instead of its mean.
+
+        VQ gives the latent before snapping, which is what the paper's models diffuse. InputError for other images."""
+        code = self.code(checked(image, self.f, self.config.image_channels), sample)
+        return (code.z if sample and self.config.bottleneck == "kl" else code.mean) * self.scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, C, h, w) -> image (B, 3, f h, f w) in about [-1, 1], not clipped. VQ snaps z first."""
+        z = z / self.scale
+        return self.picture(self.bottleneck(z, False).z if self.config.bottleneck == "vq" else z)
+
+    @torch.no_grad()
+    def measure_scale(self, images: Iterable[Tensor]) -> float:
+        """Sets scale to 1 / standard deviation of all elements of the latents of `images`, over all ranks; returns it.
+
+        Batches (B, 3, H, W) in [-1, 1] on the model's device (Rombach et al. 2022, appendix G)."""
+        self.scale.fill_(1)
+        total = torch.zeros(3, dtype=torch.float64)
+        for image in images:
+            z = self.encode(image, sample=True).double().cpu()
+            total += torch.stack([torch.tensor(float(z.numel()), dtype=torch.float64), z.sum(), (z**2).sum()])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shared = total.to(self.scale.device)
+            torch.distributed.all_reduce(shared)
+            total = shared.cpu()
+        n, first, second = total.tolist()
+        if n == 0:
+            raise InputError("no images to measure the latent scale on")
+        self.scale.fill_((second / n - (first / n) ** 2) ** -0.5)
+        return float(self.scale)
+
+
+@dataclass(frozen=True)
+class PixelsConfig:
+    channels: int = 3
+
+
+class Pixels(nn.Module):
+    """The first stage of f = 1: the image is the latent. It also serves latents that were cached beforehand."""
+
+    f = 1
+
+    def __init__(self, config: PixelsConfig = PixelsConfig()):
+        super().__init__()
+        self.config, self.channels = config, config.channels
+
+    def encode(self, image: Tensor, sample: bool = False) -> Tensor:
+        return image
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z

@@ -1,0 +1,155 @@
+"""Settings are frozen dataclasses; this file writes them to JSON or YAML and reads them back.
+
+A wrong name is an error that lists the right ones. A dataclass that stands where one of several could stand (a model's
+four parts, a preset) is written with its type: {"type": "UNet", ...}."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: one line that names the file or field and the fix."""
+
+
+def suggest(name: str, known: typing.Iterable[str], what: str) -> InputError:
+    """The error for an unknown name: it says which names there are, the closest one first."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return InputError(f"{name}: no such {what}; {hint}there are {', '.join(known)}")
+
+
+def to_dict(settings: Any) -> Any:
+    """Plain JSON values: dataclasses become dicts, tuples lists, paths strings."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: to_dict(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+    if isinstance(settings, Mapping):
+        return {str(k): to_dict(v) for k, v in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [to_dict(v) for v in settings]
+    return str(settings) if isinstance(settings, os.PathLike) else settings
+
+
+def from_dict(cls: type, values: Any, where: str = "") -> Any:
+    """The inverse of to_dict for dataclass `cls`. InputError names the field and lists the right names."""
+    where = where or cls.__name__
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: a mapping of settings is needed, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for name in values:
+        if name not in names:
+            raise InputError(f"{name}: {where} has {', '.join(names)}")
+    try:
+        return cls(**{name: _parsed(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    except TypeError as error:  # a required field that is absent
+        raise InputError(f"{where}: {error}") from None
+
+
+def _parsed(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        inner = [a for a in args if a is not type(None)]
+        errors = []
+        for choice in inner:
+            try:
+                return _parsed(choice, value, where)
+            except InputError as error:
+                errors.append(error)
+        raise errors[0]
+    if origin is typing.Annotated:
+        return _parsed(args[0], value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise InputError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: a list is needed, not {value!r}")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_parsed(i, v, where) for i, v in zip(inner, value, strict=True))
+    if hint is Path:
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is not hint:
+        raise InputError(f"{where}: {hint.__name__} is needed, not {value!r}")
+    return value
+
+
+def read(path: str | Path) -> Any:
+    """The values in a .json, .yaml or .yml file. InputError when it is missing or cannot be parsed."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            return yaml.safe_load(text)
+        return json.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # the two parsers have different errors, and one line is enough for either
+        raise InputError(f"{path}: not a settings file ({str(error).splitlines()[0]})") from None
+
+
+def write(path: str | Path, settings: Any) -> None:
+    """Writes settings as YAML (.yaml, .yml) or JSON, whole or not at all."""
+    values, path = to_dict(settings), Path(path)
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    else:
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class whole:
+    """Context for a file written whole or not at all: yields a path beside `path` that takes its place on success.
+
+    A run killed or a disk filled inside leaves the old file as it was. InputError when the place cannot be written."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.temporary.touch()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another place") from None
+        return self.temporary
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            try:
+                with open(self.temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(self.temporary, self.path)
+                return
+            except OSError as problem:
+                kind, error = OSError, problem
+        self.temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) or (error is not None and "No space left" in str(error)):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(f"{self.path}: not written ({reason}); what was there before is unchanged") from error

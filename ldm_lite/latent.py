@@ -1,0 +1,233 @@
+"""The whole model: first stage, denoiser, diffusion and conditioner side by side. It adds no mathematics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import samplers
+from .autoencoder import Autoencoder, AutoencoderConfig, Pixels, PixelsConfig
+from .condition import Condition
+from .conditioners import Batch, Labels, LabelsConfig, Unconditional, UnconditionalConfig
+from .config import InputError, from_dict, read, suggest, to_dict, whole, write
+from .diffusion import Diffusion, RectifiedFlow, VariancePreserving
+from .samplers import Step
+from .unet import UNet, UNetConfig
+
+# What a saved config may name: the class to build and the settings it is built from.
+PARTS: dict[str, tuple[type, type]] = {
+    "Autoencoder": (Autoencoder, AutoencoderConfig),
+    "Pixels": (Pixels, PixelsConfig),
+    "UNet": (UNet, UNetConfig),
+    "Unconditional": (Unconditional, UnconditionalConfig),
+    "Labels": (Labels, LabelsConfig),
+}
+SCHEDULES = {c.__name__: c for c in (VariancePreserving, RectifiedFlow)}
+SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {"ddim": samplers.ddim}
+
+
+class LatentDiffusion(nn.Module):
+    """first_stage: encode, decode, f, channels. denoiser: (z, clock, Condition) -> output. conditioner: batch -> Condition."""
+
+    def __init__(self, first_stage: nn.Module, denoiser: nn.Module, diffusion: Diffusion, conditioner: nn.Module):
+        super().__init__()
+        self.first_stage, self.denoiser, self.conditioner = first_stage.requires_grad_(False), denoiser, conditioner
+        self.diffusion = diffusion
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def latent(self, batch: Batch) -> Tensor:
+        """z0 (B, C, h, w): batch["z"] where latents were cached, otherwise a sample of the first stage's posterior."""
+        if "z" in batch:
+            return batch["z"]
+        if "image" not in batch:
+            raise KeyError(f"LatentDiffusion needs the key image or z; the batch has {', '.join(batch)}")
+        with torch.no_grad():
+            return self.first_stage.encode(batch["image"], sample=True)
+
+    def forward(self, batch: Batch, dropout: float = 0.0, times: Tensor | None = None) -> Tensor:
+        """(B,) the loss of each sample. dropout: the share of conditions blanked, for guidance later.
+
+        times (B,) replaces the schedule's random training times."""
+        z0 = self.latent(batch)
+        t = self.diffusion.schedule.draw(len(z0)) if times is None else times
+        cond = self.conditioner(batch)
+        if dropout:
+            null = self.conditioner(self.conditioner.blank(batch))
+            cond = null.where(torch.rand(len(z0)).to(z0.device) < dropout, cond)
+        return self.diffusion.loss(lambda z, clock: self.denoiser(z, clock, cond), z0, torch.randn_like(z0), t)
+
+    def conditions(self, batch: Batch) -> tuple[Condition, Condition]:
+        """(told, blank): the two halves of guidance."""
+        batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return self.conditioner(batch), self.conditioner(self.conditioner.blank(batch))
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        batch: Batch,
+        sampler: str | Callable[..., Iterator[Step]] = "ddim",
+        steps: int = 50,
+        guidance: float = 1.0,
+        seed: int = 0,
+        size: int | tuple[int, int] = 64,
+        n: int | None = None,
+        wrap: Callable[[samplers.Predict], samplers.Predict] | None = None,
+        **own: Any,
+    ) -> Iterator[Step]:
+        """The sampler's steps in latent space, from pure noise at t = 1 to data at t = 0.
+
+        batch: the conditions; its length, or n, is the number of samples. size: of the image in pixels, (H, W) or a
+        square's side. seed: sample i depends on (seed, i) alone, not on how many are drawn with it. wrap: around predict
+        (keep_known). own: the sampler's arguments (eta). InputError for an unknown sampler, or steps or n below 1."""
+        if isinstance(sampler, str):
+            if sampler not in SAMPLERS:
+                raise suggest(sampler, SAMPLERS, "sampler")
+            sampler = SAMPLERS[sampler]
+        lengths = [len(v) for v in batch.values() if isinstance(v, Tensor)]
+        n = n if n is not None else (lengths[0] if lengths else 1)
+        if steps < 1 or n < 1:
+            raise InputError(f"{'steps' if steps < 1 else 'n'}: {min(steps, n)} is not 1 or more")
+        side, f = (size, size) if isinstance(size, int) else size, self.first_stage.f
+        if side[0] % f or side[1] % f or min(side) < f:
+            raise InputError(f"size: {side[0]} x {side[1]} is not divisible by f = {f}")
+        told, blank = self.conditions(batch)
+        predict = samplers.predictor(self.denoiser, self.diffusion, told, blank, guidance)
+        noise = Noise(seed, (n, self.first_stage.channels, side[0] // f, side[1] // f))
+        if sampler is samplers.ddim:
+            own = {"noise": noise} | own
+        start = noise(torch.empty(0, device=self.device))
+        schedule = self.diffusion.schedule
+        yield from sampler(wrap(predict) if wrap else predict, start, schedule.grid(steps), schedule, **own)
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, batch_size: int = 64, **settings: Any) -> Tensor:
+        """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`. batch_size bounds the memory only."""
+        n = settings.pop("n", None) or next(len(v) for v in batch.values() if isinstance(v, Tensor))
+        z = samplers.last(self.trajectory(batch, n=n, **settings))
+        return torch.cat([self.first_stage.decode(part).float().clamp(-1, 1).cpu() for part in z.split(batch_size)])
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes model.safetensors and config.json, each whole or not at all. dtype: of the floating point weights."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        if dtype is not None:  # the scale is one number: it keeps its precision
+            state = {k: v.to(dtype) if v.is_floating_point() and v.ndim else v for k, v in state.items()}
+        with whole(folder / "model.safetensors") as temporary:
+            save_file(state, temporary)
+        write(folder / "config.json", describe(self))
+
+    @staticmethod
+    def load(name: str | Path) -> LatentDiffusion:
+        """From a folder that `save` wrote or `train` left, or by the name of shipped weights. In eval mode, float32.
+
+        InputError for a folder that is none, a broken file or weights of another model."""
+        folder = found(name)
+        model = assembled(read(folder / "config.json"), folder / "config.json")
+        load_weights(model, folder / "model.safetensors")
+        return model.eval()
+
+
+class Noise:
+    """noise(like): fresh N(0, 1) of `shape`; row i is drawn from (seed, i) alone, so batches of any size agree."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...]):
+        self.shape = shape
+        self.generators = [torch.Generator().manual_seed(mix(seed, i)) for i in range(shape[0])]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        # drawn on the CPU: the same noise on every device
+        rows = [torch.randn(self.shape[1:], generator=g) for g in self.generators]
+        return torch.stack(rows).to(like.device)
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers (splitmix64), so that (0, 1) and (1, 0) start unrelated streams."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & 2**64 - 1
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 2**64 - 1
+        state ^= state >> 31
+    return state >> 1
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The model's settings as plain values: what config.json holds."""
+    if isinstance(model, LatentDiffusion):
+        parts = {name: describe(getattr(model, name)) for name in ("first_stage", "denoiser", "conditioner")}
+        diffusion = to_dict(model.diffusion)
+        diffusion["schedule"] = {"type": type(model.diffusion.schedule).__name__} | diffusion["schedule"]
+        return {"type": "LatentDiffusion", **parts, "diffusion": diffusion}
+    return {"type": type(model).__name__} | to_dict(model.config)
+
+
+def assembled(values: Any, where: str | Path = "config") -> Any:
+    """The inverse of `describe`: the model with random weights. InputError for a config that is none of ours."""
+    kind = values.get("type") if isinstance(values, dict) else None
+    if kind == "LatentDiffusion":
+        try:
+            diffusion = dict(values["diffusion"])
+            schedule = dict(diffusion.pop("schedule"))
+            schedule = from_dict(SCHEDULES[schedule.pop("type")], schedule)
+            parts = {name: assembled(values[name], where) for name in ("first_stage", "denoiser", "conditioner")}
+            return LatentDiffusion(diffusion=Diffusion(schedule, **diffusion), **parts)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: not a model of ours (missing or unknown: {error})") from None
+    if kind not in PARTS:
+        raise InputError(f"{where}: type {kind!r} is not one of {', '.join(['LatentDiffusion', *PARTS])}")
+    cls, settings = PARTS[kind]
+    return cls(from_dict(settings, {k: v for k, v in values.items() if k != "type"}))
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Loads a safetensors file strictly, in the model's own dtypes. InputError says what does not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error}); fetch or train it again") from None
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise InputError(f"{path}: weights of another model ({first})") from None
+
+
+def weights_folder(name: str) -> Path:
+    """The folder of shipped weights: data/weights/name in a clone, ldm_lite/weights/name when installed."""
+    here = Path(__file__).parent
+    for root in (here / "weights", here.parent / "data" / "weights"):
+        if (root / name / "config.json").is_file():
+            return root / name
+    raise suggest(name, shipped(), "folder, nor shipped weights,")
+
+
+def shipped() -> list[str]:
+    """The names of the weights that come with the package."""
+    here = Path(__file__).parent
+    roots = (here / "weights", here.parent / "data" / "weights")
+    return sorted({path.parent.name for root in roots for path in root.glob("*/config.json")})
+
+
+def found(name: str | Path) -> Path:
+    """A folder with config.json: the path itself, the `model` in a run's folder, or shipped weights of this name."""
+    for path in (Path(name), Path(name) / "model"):
+        if (path / "config.json").is_file():
+            return path
+    if os.path.exists(name):
+        raise InputError(f"{name}: not a model's folder (no config.json in it)")
+    return weights_folder(str(name))

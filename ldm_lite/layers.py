@@ -1,0 +1,188 @@
+"""Blocks that the UNet, the autoencoder and the conditioners share.
+
+Feature maps are h (B, C, y, x), tokens (B, N, C), the time embedding emb (B, E). Names stay near the original's so that
+its weights load by short rules."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def sinusoidal(clock: Tensor, width: int) -> Tensor:
+    """(B,) clock -> (B, width): cosines, then sines, of clock at wavelengths from 2 pi to 2 pi 10000 (Vaswani 2017)."""
+    frequency = torch.exp(-math.log(10000) * torch.arange(width // 2, device=clock.device) / (width // 2))
+    angle = clock[:, None].float() * frequency
+    return F.pad(torch.cat([angle.cos(), angle.sin()], 1), (0, width % 2))
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with all weights zero: a residual branch that starts as the identity."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+def norm(width: int, eps: float) -> nn.GroupNorm:
+    """32 groups as the original from 128 channels up; below, four channels to a group."""
+    return nn.GroupNorm(32 if width >= 128 else max(1, width // 4), width, eps)
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided 3x3 convolution. The autoencoder pads right and bottom only, the UNet all around."""
+
+    def __init__(self, width: int, one_sided: bool):
+        super().__init__()
+        self.pad = (0, 1, 0, 1) if one_sided else (1, 1, 1, 1)
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, h: Tensor, emb: Tensor | None = None) -> Tensor:
+        return self.conv(F.pad(h, self.pad))
+
+
+class Upsample(nn.Module):
+    """Twice the size: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor, emb: Tensor | None = None) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, (+ emb), norm, SiLU, conv, and the input added (He et al. 2016; Ho et al. 2020, appendix B).
+
+    emb: width of the time embedding, None in the autoencoder. film: emb scales and shifts the second norm instead of
+    being added before it. resample: "up" or "down" doubles or halves the size inside the block (BigGAN).
+    eps: of the GroupNorms, 1e-5 in the UNet and 1e-6 in the autoencoder. zero: start as the identity."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        emb: int | None = None,
+        film: bool = False,
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+        resample: Literal["up", "down"] | None = None,
+        zero: bool = True,
+    ):
+        super().__init__()
+        self.film, self.dropout, self.resample = film, dropout, resample
+        self.norm1, self.conv1 = norm(c_in, eps), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.emb = nn.Linear(emb, c_out * (2 if film else 1)) if emb else None
+        self.norm2, self.conv2 = norm(c_out, eps), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        if zero:
+            zeroed(self.conv2)
+
+    def resized(self, h: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(h, scale_factor=2, mode="nearest")
+        return F.avg_pool2d(h, 2) if self.resample == "down" else h
+
+    def forward(self, h: Tensor, emb: Tensor | None = None) -> Tensor:
+        x = self.conv1(self.resized(F.silu(self.norm1(h))))
+        if self.emb is None:
+            x = self.norm2(x)
+        elif self.film:
+            scale, shift = rearrange(self.emb(F.silu(emb)), "b (two c) -> two b c 1 1", two=2)
+            x = self.norm2(x) * (1 + scale) + shift
+        else:
+            x = self.norm2(x + rearrange(self.emb(F.silu(emb)), "b c -> b c 1 1"))
+        x = self.conv2(F.dropout(F.silu(x), self.dropout, self.training))
+        return self.skip(self.resized(h)) + x
+
+
+class SelfAttention(nn.Module):
+    """Every position of a map attends to every other, and the input is added.
+
+    q, k and v lie head by head in one projection, the original's "legacy" order; with one head it is q, k, v."""
+
+    def __init__(self, width: int, heads: int = 1, eps: float = 1e-5, zero: bool = True):
+        super().__init__()
+        self.heads = heads
+        self.norm = norm(width, eps)
+        self.qkv, self.proj_out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+        if zero:
+            zeroed(self.proj_out)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(self.norm(h))
+        q, k, v = rearrange(qkv, "b (heads three d) y x -> three b heads (y x) d", heads=self.heads, three=3)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return h + self.proj_out(rearrange(x, "b heads (y x) d -> b (heads d) y x", y=h.shape[2]))
+
+
+class CrossAttention(nn.Module):
+    """Queries from tokens x (B, N, width), keys and values from context (B, L, context), x itself where it is None.
+
+    heads x head_channels is the inner width; it may differ from width (Rombach et al. 2022, section 3.3)."""
+
+    def __init__(self, width: int, context: int | None, heads: int, head_channels: int):
+        super().__init__()
+        self.heads, inner = heads, heads * head_channels
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_k = nn.Linear(context or width, inner, bias=False)
+        self.to_v = nn.Linear(context or width, inner, bias=False)
+        self.to_out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        seen = x if context is None else context
+        split = [
+            rearrange(t, "b n (heads d) -> b heads n d", heads=self.heads)
+            for t in (self.to_q(x), self.to_k(seen), self.to_v(seen))
+        ]
+        return self.to_out(rearrange(F.scaled_dot_product_attention(*split), "b heads n d -> b n (heads d)"))
+
+
+class GEGLU(nn.Module):
+    """Feed-forward with a gated GELU, four times wider inside (Shazeer 2020)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.proj, self.out = nn.Linear(width, 8 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return self.out(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each on normed tokens and added (the code's order, not table 16's)."""
+
+    def __init__(self, width: int, context: int, heads: int, head_channels: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1 = CrossAttention(width, None, heads, head_channels)
+        self.attn2 = CrossAttention(width, context, heads, head_channels)
+        self.ff = GEGLU(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A map as tokens through `depth` transformer blocks that see the context, and the input added."""
+
+    def __init__(self, width: int, context: int, heads: int, head_channels: int, depth: int):
+        super().__init__()
+        inner = heads * head_channels
+        self.norm, self.proj_in = norm(width, 1e-6), nn.Conv2d(width, inner, 1)
+        self.blocks = nn.ModuleList(TransformerBlock(inner, context, heads, head_channels) for _ in range(depth))
+        self.proj_out = zeroed(nn.Conv2d(inner, width, 1))
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+        x = rearrange(self.proj_in(self.norm(h)), "b c y x -> b (y x) c")
+        for block in self.blocks:
+            x = block(x, context)
+        return h + self.proj_out(rearrange(x, "b (y x) c -> b c y x", y=h.shape[2]))

@@ -1,0 +1,229 @@
+"""Every model by name: the paper's, the ones the notebooks use, and two generic recipes for your own photographs.
+
+A recipe is a frozen dataclass: data, model and training. `ldm-lite train NAME` runs it, with any field overridden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from .autoencoder import Autoencoder, AutoencoderConfig, Pixels
+from .conditioners import Labels, LabelsConfig, Unconditional
+from .config import InputError, suggest
+from .diffusion import Diffusion, VariancePreserving
+from .latent import LatentDiffusion, assembled, found, load_weights
+from .training import TrainConfig
+from .unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images. path: "scenes" (built in), a folder of images, a Parquet file, or a hub id as hub:owner/name."""
+
+    path: str = "scenes"
+    size: int = 64  # pixels
+    count: int | None = None  # only the first so many
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    strict: bool = False  # an unreadable image stops the run instead of being skipped
+
+    def __post_init__(self) -> None:
+        for name in ("size", "count"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}: {value} is not 1 or more")
+
+
+def dataset(config: DataConfig, split: str = "train") -> Any:
+    """The dataset that a DataConfig names. Folders have no splits: they are the same for each."""
+    from . import data
+
+    if config.path == "scenes":
+        return data.Scenes(split=split, size=config.size, count=config.count)
+    settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
+    if config.path.startswith("hub:"):
+        images = data.HubImages(config.path.removeprefix("hub:"), split=split, **settings)
+    elif config.path.endswith(".parquet"):
+        images = data.HubImages(config.path, **settings)
+    else:
+        images = data.ImageFolder(config.path, **settings)
+    if config.count is not None and config.count < len(images):
+        from torch.utils.data import Subset
+
+        return Subset(images, range(config.count))
+    return images
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """A first stage: images in, Autoencoder out."""
+
+    model: AutoencoderConfig = AutoencoderConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    kl_weight: float = 1e-6  # per image in nats, against a mean over elements: the original's units
+
+    def build(self) -> Autoencoder:
+        """The model with random weights. InputError when the images' size is not divisible by its f."""
+        model = Autoencoder(self.model)
+        if self.data.size % model.f:
+            raise InputError(f"size: {self.data.size} is not divisible by f = {model.f}")
+        return model
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """A denoiser in the latents of a first stage: a run's folder, shipped weights, a preset that is trained first if it
+    has not been, or "pixels"."""
+
+    first_stage: str
+    model: UNetConfig = UNetConfig()
+    schedule: VariancePreserving = VariancePreserving()
+    predicts: Literal["eps", "z0", "v"] = "eps"
+    distance: Literal["l2", "l1"] = "l2"
+    snr_cap: float | None = None
+    labels: tuple[str, ...] = ()  # names of the classes; none for an unconditional model
+    dropout: float = 0.1  # share of conditions blanked in training, for guidance
+    cache: bool = True  # encode every image once, before training
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def build(self, first_stage: nn.Module | None = None) -> LatentDiffusion:
+        """The model with a random denoiser, around a given first stage, else the recipe's with random weights."""
+        stage = first_stage or self._blank_stage()
+        if stage.channels != self.model.channels:
+            raise InputError(f"channels: the first stage has {stage.channels}, the denoiser {self.model.channels}")
+        side = self.data.size // stage.f
+        if self.data.size % stage.f or side % self.model.factor:
+            raise InputError(f"size: {self.data.size} is not divisible by {stage.f * self.model.factor}")
+        diffusion = Diffusion(self.schedule, self.predicts, self.distance, self.snr_cap)
+        if not self.labels:
+            return LatentDiffusion(stage, UNet(self.model), diffusion, Unconditional())
+        door: Literal["context", "vector"] = "context" if self.model.context else "vector"
+        width = self.model.context or self.model.vector
+        return LatentDiffusion(stage, UNet(self.model), diffusion, Labels(LabelsConfig(self.labels, width, door)))
+
+    def _blank_stage(self) -> nn.Module:
+        if self.first_stage == "pixels":
+            return Pixels()
+        recipe = PRESETS.get(self.first_stage)
+        return recipe.build() if isinstance(recipe, AutoencoderRecipe) else load_first_stage(self.first_stage)
+
+
+Recipe = AutoencoderRecipe | DiffusionRecipe
+
+
+def load_first_stage(name: str | Path) -> nn.Module:
+    """A trained first stage from a folder or shipped weights; that of a whole model serves too. In eval mode."""
+    from .config import read
+
+    if str(name) == "pixels":
+        return Pixels()
+    folder = found(name)
+    model = assembled(read(folder / "config.json"), folder / "config.json")
+    load_weights(model, folder / "model.safetensors")
+    return (model.first_stage if isinstance(model, LatentDiffusion) else model).eval()
+
+
+def build(name: str) -> nn.Module:
+    """The model of a preset with random weights. InputError lists the presets."""
+    return recipe(name).build()
+
+
+def recipe(name: str) -> Recipe:
+    if name not in PRESETS:
+        raise suggest(name, PRESETS, "preset")
+    return PRESETS[name]
+
+
+def _scene_labels() -> tuple[str, ...]:
+    times, grounds = ("dawn", "day", "dusk", "night"), ("grass", "snow", "sand", "water")
+    return tuple(f"{time} {ground}" for time in times for ground in grounds)
+
+
+# The published first stages (ldm-facts: the released configurations; all width 128, 2 blocks, trained on OpenImages) ---
+
+
+def _published(**model: Any) -> AutoencoderRecipe:
+    return AutoencoderRecipe(AutoencoderConfig(**model), DataConfig("photographs", 256, crop="random"), PAPER_AE)
+
+
+PAPER_AE = TrainConfig(steps=200_000, batch=12, lr=1.08e-4, betas=(0.5, 0.9), weight_decay=0.0, warmup=0, ema=0.0)
+FIRST_STAGES = {
+    "kl-f4": _published(channels=3, mult=(1, 2, 4)),
+    "kl-f8": _published(channels=4, mult=(1, 2, 4, 4)),
+    "kl-f16": _published(channels=16, mult=(1, 1, 2, 2, 4), attend_at=(16,)),
+    "kl-f32": _published(channels=64, mult=(1, 1, 2, 2, 4, 4), attend_at=(16, 32)),
+    "vq-f4": _published(bottleneck="vq", channels=3, mult=(1, 2, 4), codes=8192),
+    "vq-f4-noattn": _published(bottleneck="vq", channels=3, mult=(1, 2, 4), codes=8192, mid_attention=False),
+    "vq-f8": _published(bottleneck="vq", channels=4, mult=(1, 2, 2, 4), attend_at=(8,), codes=16384),
+    "vq-f8-n256": _published(bottleneck="vq", channels=4, mult=(1, 2, 2, 4), attend_at=(8,), codes=256),
+    "vq-f16": _published(bottleneck="vq", channels=8, mult=(1, 1, 2, 2, 4), attend_at=(16,), codes=16384),
+}
+
+# The paper's unconditional models (its table 12) --------------------------------------------------------------------
+
+_LDM4 = UNetConfig(channels=3, width=224, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), head_channels=32)
+_LDM8 = UNetConfig(
+    channels=4, width=192, mult=(1, 2, 2, 4, 4), attend_at=(1, 2, 4, 8), heads=8, film=True, resblock_updown=True
+)
+
+
+def _unconditional(batch: int, lr: float, steps: int) -> DiffusionRecipe:
+    train = TrainConfig(steps=steps, batch=batch, lr=lr, warmup=0)
+    return DiffusionRecipe("vq-f4", _LDM4, data=DataConfig("photographs", 256), train=train)
+
+
+PAPER = {
+    "celebahq-ldm4": _unconditional(48, 9.6e-5, 410_000),
+    "ffhq-ldm4": _unconditional(42, 8.4e-5, 635_000),
+    "lsun-bedrooms-ldm4": _unconditional(48, 9.6e-5, 1_900_000),
+    "lsun-churches-ldm8": DiffusionRecipe(
+        "kl-f8",
+        _LDM8,
+        VariancePreserving(end=0.0155),
+        distance="l1",
+        data=DataConfig("photographs", 256, flip=True),
+        train=TrainConfig(steps=500_000, batch=96, lr=5e-5, warmup=10_000),
+    ),
+}
+
+# On the built-in scenes, at sizes that a laptop trains --------------------------------------------------------------
+
+SCENES = {
+    "scenes-kl4": AutoencoderRecipe(
+        AutoencoderConfig(channels=4, width=24, mult=(1, 2, 4), blocks=1, mid_attention=False),
+        DataConfig(),
+        TrainConfig(steps=12_000, batch=16, lr=1e-3, decay="cosine", warmup=100, weight_decay=0.0, ema=0.999),
+        kl_weight=1e-3,
+    ),
+    "scenes-ldm4": DiffusionRecipe(
+        "scenes-kl4",
+        UNetConfig(channels=4, width=64, mult=(1, 2, 3), blocks=1, attend_at=(2, 4), head_channels=32, vector=64),
+        predicts="v",
+        labels=_scene_labels(),
+        data=DataConfig(count=30_000),
+        train=TrainConfig(steps=30_000, batch=64, lr=5e-4, decay="cosine", warmup=200, ema=0.9995),
+    ),
+}
+
+# Your own photographs: `ldm-lite train autoencoder --data FOLDER`, then `ldm-lite train ldm --data FOLDER` -------------
+
+GENERIC = {
+    "autoencoder": AutoencoderRecipe(
+        AutoencoderConfig(channels=4, width=64, mult=(1, 2, 4)),
+        DataConfig("photographs", 64, crop="random", flip=True),
+        TrainConfig(steps=50_000, batch=16, lr=2e-4, decay="cosine", weight_decay=0.0, ema=0.999, workers=2),
+    ),
+    "ldm": DiffusionRecipe(
+        "runs/autoencoder",
+        UNetConfig(channels=4, width=128, mult=(1, 2, 3), attend_at=(2, 4), head_channels=32),
+        data=DataConfig("photographs", 64, flip=True),
+        train=TrainConfig(steps=200_000, batch=64, lr=2e-4, warmup=1000),
+    ),
+}
+
+PRESETS: dict[str, Recipe] = SCENES | GENERIC | FIRST_STAGES | PAPER

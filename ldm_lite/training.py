@@ -1,0 +1,560 @@
+"""The loop: fit repeats task.step(batch, step). Everything random is a function of (seed, step, rank).
+
+A checkpoint is (task, step, config), so a resumed run is the same run, bit for bit. A task is anything with
+step(batch, step) -> {name: number}, state_dict, load_state_dict and save(folder)."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from .config import InputError, read, to_dict, whole, write
+from .latent import LatentDiffusion, describe, mix
+
+CALIBRATION = 20  # steps that measure the rate when a run is given minutes instead of steps
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a task is trained. Rates are per optimiser step; a step sees batch images, accumulate parts at a time."""
+
+    steps: int = 10_000
+    minutes: float | None = None  # a time budget instead: the rate is measured once, then the number of steps is fixed
+    batch: int = 32  # images a step, on each rank
+    accumulate: int = 1  # parts a batch is split into, to save memory
+    lr: float = 1e-4
+    decay: Literal["constant", "cosine"] = "constant"
+    warmup: int = 100  # steps
+    clip: float = 1.0  # largest norm of the gradient
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    ema: float = 0.9999  # 0 for none
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    save_every: int = 1000  # steps between checkpoints
+    sample_every: int = 0  # steps between sample grids, 0 for none
+    workers: int = 0  # processes that prepare batches
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} is not 1 or more")
+        for name in ("warmup", "sample_every", "workers", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)} is below 0")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}: {getattr(self, name)} is not above 0")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes: {self.minutes} is not above 0")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema: {self.ema} is not in [0, 1)")
+        if self.batch % self.accumulate:
+            raise InputError(f"accumulate: a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up from lr / warmup, then constant, or a cosine down to 0 at config.steps."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.decay == "constant":
+        return config.lr
+    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class EMA:
+    """Exponential moving average of a module's trainable parameters.
+
+    The decay warms up, min(decay, (1 + n) / (10 + n)) after n updates, as the original's."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.module, self.decay, self.updates = module, decay, 0
+        self.average = {name: p.detach().clone() for name, p in self.trained()}
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        trained = dict(self.trained())
+        torch._foreach_lerp_([self.average[n] for n in trained], list(trained.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[nn.Module]:
+        """The module with averaged weights inside, its own after."""
+        own = {name: p.detach().clone() for name, p in self.trained()}
+        try:
+            self._set(self.average)
+            yield self.module
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, p in self.trained():
+            p.copy_(values[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.updates = state["updates"]
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
+
+
+def device() -> torch.device:
+    """The first CUDA device, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def precision(wanted: str, place: torch.device) -> torch.dtype:
+    """The dtype to compute in. auto is bf16 where the hardware has it, fp16 on older CUDA devices, else fp32.
+
+    A T4 says that it supports bf16 and only emulates it: capability 8 is asked for (pytorch PR 148322)."""
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if wanted != "auto":
+        return named[wanted]
+    if place.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(place) >= (8, 0) else torch.float16
+    if place.type == "cpu" and _cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+@functools.cache
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively; emulation is slower than fp32."""
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(asked and asked())
+
+
+class Descent:
+    """One optimiser over a module: mixed precision, accumulation, clipping, learning rate and EMA."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig):
+        self.module, self.config = module, config
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.place = self.parameters[0].device
+        self.dtype = precision(config.precision, self.place)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=self.place.type != "mps"
+        )
+        self.scaler = torch.amp.GradScaler(self.place.type, enabled=self.dtype == torch.float16)
+        self.ema = EMA(module, config.ema) if config.ema else None
+
+    def autocast(self) -> Any:
+        mixed = self.dtype != torch.float32
+        return torch.autocast(self.place.type, self.dtype) if mixed else nullcontext()
+
+    def step(self, batch: Mapping[str, Any], rate: float, loss: Any) -> dict[str, float]:
+        """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at learning rate `rate`."""
+        self.module.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        totals: dict[str, Tensor] = {}
+        for part in parts(batch, self.config.accumulate):
+            with self.autocast():
+                value, named = loss(part)
+            self.scaler.scale(value / self.config.accumulate).backward()
+            for name, number in named.items():
+                totals[name] = totals.get(name, 0) + number.detach() / self.config.accumulate
+        self.scaler.unscale_(self.optimizer)
+        grad = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.scaler.step(self.optimizer)  # skips the step, by itself, when fp16 overflowed
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update()
+        return {name: float(number) for name, number in totals.items()} | {"grad": float(grad), "lr": rate}
+
+    def averaged(self) -> Any:
+        """Context in which the module has its averaged weights and is in eval mode."""
+        self.module.eval()
+        return self.ema.applied() if self.ema else nullcontext(self.module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+
+
+def parts(batch: Mapping[str, Any], n: int) -> Iterator[dict[str, Any]]:
+    """The batch in n equal parts."""
+    size = len(next(iter(batch.values()))) // n
+    for i in range(n):
+        yield {k: v[i * size : (i + 1) * size] for k, v in batch.items()}
+
+
+class Task(Protocol):
+    """What fit repeats. fit sets `config` once it knows how many steps there will be."""
+
+    model: nn.Module
+    config: TrainConfig
+
+    def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def save(self, folder: Path) -> None: ...
+
+
+class DiffusionTask:
+    """Learns the denoiser and the conditioner of a LatentDiffusion; the first stage stays as it is.
+
+    dropout: share of conditions blanked, which is what makes guidance possible (Ho and Salimans 2022, algorithm 1)."""
+
+    def __init__(self, model: LatentDiffusion, config: TrainConfig, dropout: float = 0.1):
+        self.model, self.config, self.dropout = model, config, dropout
+        self.descent = Descent(model, config)
+        self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
+
+    def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
+        return self.descent.step(batch, learning_rate(step, self.config), self.loss)
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.model(batch, self.dropout).mean()
+        return loss, {"loss": loss}
+
+    def picture(self, batch: Mapping[str, Any]) -> Tensor:
+        """Sixteen samples under the batch's conditions, drawn with the averaged weights."""
+        some = {k: v[:16] for k, v in batch.items() if isinstance(v, Tensor)}
+        z = some.get("z")
+        size = tuple(s * self.model.first_stage.f for s in z.shape[2:]) if z is not None else some["image"].shape[2:]
+        with self.descent.averaged(), self.descent.autocast():
+            return self.model.sample(some, steps=30, guidance=2.0, size=tuple(size))
+
+    def save(self, folder: Path) -> None:
+        with self.descent.averaged() as model:
+            model.save(folder)
+
+
+class AutoencoderTask:
+    """Learns a first stage: mean |x - x'| + kl_weight KL / (elements of an image), the original's units (ldm loss, KL).
+
+    For vq the codebook loss takes the place of the KL term, with weight 1."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, kl_weight: float = 1e-6):
+        self.model, self.config, self.kl_weight = model, config, kl_weight
+        self.descent = Descent(model, config)
+        self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
+
+    def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
+        return self.descent.step(batch, learning_rate(step, self.config), self.loss)
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        image = batch["image"]
+        reconstruction, code = self.model(image)
+        l1 = F.l1_loss(reconstruction.float(), image)
+        vq = self.model.config.bottleneck == "vq"
+        penalty = code.penalty.mean() if vq else self.kl_weight * code.penalty.mean() / image[0].numel()
+        return l1 + penalty, {"loss": l1 + penalty, "l1": l1, "penalty": penalty}
+
+    def picture(self, batch: Mapping[str, Any]) -> Tensor:
+        """Eight images and, below each, its reconstruction by the averaged weights."""
+        image = batch["image"][:8]
+        with self.descent.averaged() as model, torch.no_grad(), self.descent.autocast():
+            return torch.cat([image, model(image, sample=False)[0].float().clamp(-1, 1)]).cpu()
+
+    def save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        with self.descent.averaged() as model:
+            state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        with whole(folder / "model.safetensors") as temporary:
+            save_file(state, temporary)
+        write(folder / "config.json", describe(self.model))
+
+
+# Data ---------------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, n: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+
+
+def rows(step: int, n: int, config: TrainConfig, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+    """The (row, epoch) pairs of a step's batch from a dataset of n: each epoch is a new order of all rows."""
+    first = (step * world + rank) * config.batch
+    pairs = [divmod(first + i, n) for i in range(config.batch)]
+    return [(int(_order(config.seed, epoch, n)[place]), epoch) for epoch, place in pairs]
+
+
+class Drawn(Dataset):
+    """A dataset addressed by (row, epoch) pairs, a batch at a time.
+
+    batch(rows) -> dict is used where a dataset offers it, then draw(row, epoch) -> item, then dataset[row]."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        if hasattr(self.data, "batch"):
+            batch = dict(self.data.batch([row for row, _ in pairs]))
+        else:
+            draw = getattr(self.data, "draw", None)
+            batch = collated([draw(*pair) if draw else self.data[pair[0]] for pair in pairs])
+        image = batch.get("image")
+        if image is not None and image.dtype == torch.uint8:
+            batch["image"] = image.float() / 127.5 - 1
+        return batch
+
+
+def collated(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """One dict of stacked tensors; what cannot be stacked (captions, boxes that differ in number) stays a list."""
+    batch = {}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        same = not isinstance(values[0], Tensor) or len({v.shape for v in values}) == 1
+        batch[key] = default_collate(values) if same and not isinstance(values[0], str) else values
+    return batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+    """The batches of steps start … config.steps - 1."""
+    if not len(data):
+        raise InputError("the dataset is empty")
+    order = (rows(step, len(data), config, rank, world) for step in range(start, config.steps))
+    return iter(
+        DataLoader(
+            Drawn(data),
+            batch_sampler=order,
+            collate_fn=_as_is,
+            num_workers=config.workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+        )
+    )
+
+
+def moved(batch: Mapping[str, Any], place: torch.device) -> dict[str, Any]:
+    return {k: v.to(place, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+# The loop -----------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The run was interrupted; its checkpoint is saved."""
+
+
+def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapping[str, Any] | None = None) -> int:
+    """Trains until config.steps, resuming what `out` holds; returns the number of steps done.
+
+    Writes out/run.json (what this run is), checkpoint.pt, log.csv, samples/, and model/ (weights with config) at the
+    end. about: what else makes this run different from another in the same folder. Stopped after Ctrl-C or SIGTERM, with
+    the checkpoint saved; InputError when `out` holds another run, FloatingPointError when the loss is not finite."""
+    out, rank = Path(out), int(os.environ.get("RANK", 0))
+    config, step = resumed(task, config, out, about or {})
+    task.config = config
+    if step >= config.steps:
+        return step
+    place = next(iter(task.model.parameters())).device
+    log, began = Log(out, step, config), time.monotonic()
+    stop = Interrupt()
+    with stop, log:
+        source = batches(data, step, config, rank)
+        while step < config.steps:
+            torch.manual_seed(mix(config.seed, step, rank))
+            batch = moved(next(source), place)
+            numbers = task.step(batch, step)
+            if not math.isfinite(numbers["loss"]):
+                raise FloatingPointError(
+                    f"step {step}: the loss is {numbers['loss']}; {out / 'checkpoint.pt'} holds the last good state, "
+                    "try a smaller --train.lr or --train.precision fp32"
+                )
+            step += 1
+            log.write(step, numbers)
+            if config.minutes is not None and step == CALIBRATION // 4:
+                began, since = time.monotonic(), step
+            if config.minutes is not None and step == CALIBRATION:
+                rate = (time.monotonic() - began) / (step - since)
+                task.config = config = replace(config, steps=max(step, int(config.minutes * 60 / rate)), minutes=None)
+                log.total(config.steps)
+                save(out / "checkpoint.pt", task, step, config)
+                source = batches(data, step, config, rank)
+            if config.sample_every and step % config.sample_every == 0:
+                picture(task, batch, out / "samples" / f"{step:07d}.png")
+            if config.minutes is None and (step % config.save_every == 0 or stop.asked or step == config.steps):
+                save(out / "checkpoint.pt", task, step, config)
+            if stop.asked and step < config.steps:
+                raise Stopped(f"stopped at step {step} of {config.steps}; the same command goes on from there")
+    task.save(out / "model")
+    return step
+
+
+def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]) -> tuple[TrainConfig, int]:
+    """Claims `out` for this run, or loads what it holds of it: the config (its steps fixed) and the next step."""
+    this = {"about": to_dict(about), "train": to_dict(config)}
+    mark, saved = out / "run.json", out / "checkpoint.pt"
+    if mark.exists():
+        there = read(mark)
+        if there != this:
+            changed = sorted(differences(there, this))
+            raise InputError(
+                f"{out}: holds another run ({', '.join(changed)} differ); choose another --out or --restart"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty and holds no run; choose another --out")
+    else:
+        write(mark, this)
+    if not saved.exists():
+        return config, 0
+    state = load_checkpoint(saved)
+    try:
+        task.load_state_dict(state["task"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{saved}: the checkpoint of another model ({str(error).splitlines()[0]})") from None
+    return replace(config, steps=state["config"]["steps"], minutes=None), state["step"]
+
+
+def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:
+    """The names under which two nested dicts differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name.removeprefix("about.")
+
+
+def save(path: Path, task: Task, step: int, config: TrainConfig) -> None:
+    """Writes a checkpoint whole or not at all: a run killed here leaves the old one as it was."""
+    with whole(path) as temporary:
+        torch.save({"task": task.state_dict(), "step": step, "config": to_dict(config)}, temporary)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that `save` wrote. No code in the file is ever run. InputError for anything else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state["task"], state["step"], state["config"]["steps"]
+        return state
+    except Exception as error:  # zip, pickle, key: to the user it is one thing, a file that is no checkpoint
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: truncated, or not a checkpoint of ours ({reason}); delete it to start again"
+        ) from None
+
+
+def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:
+    """The task's sample grid as a PNG, without disturbing the run's randomness (every step seeds its own)."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    with whole(path) as temporary:
+        to_pil_image(make_grid((task.picture(batch) + 1) / 2, nrow=8, padding=2)).save(temporary, "PNG")
+
+
+class Interrupt:
+    """Turns Ctrl-C and SIGTERM into a request that the loop grants after its step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interrupt:
+        self.before = {}
+        for name in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread, which interrupts in other ways
+                self.before[name] = signal.signal(name, self.ask)
+        return self
+
+    def ask(self, number: int, frame: Any) -> None:
+        if self.asked:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error: Any) -> None:
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
+
+
+class Log:
+    """The progress bar, log.csv and, if asked, TensorBoard. A resumed run drops the rows it will write again."""
+
+    def __init__(self, out: Path, step: int, config: TrainConfig):
+        self.path, self.start, self.config, self.out = out / "log.csv", step, config, out
+
+    def __enter__(self) -> Log:
+        from tqdm.auto import tqdm
+
+        kept = []
+        if self.path.exists() and self.start:
+            with open(self.path, newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= self.start]
+        self.file = open(self.path, "w", newline="", encoding="utf-8")
+        self.writer: csv.DictWriter | None = None
+        for row in kept:
+            self._row(row)
+        total = None if self.config.minutes else self.config.steps
+        self.bar = tqdm(
+            total=total, initial=self.start, unit="step", desc=self.out.name, dynamic_ncols=True, mininterval=1
+        )
+        self.board = None
+        if self.config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.start)
+        self.smooth: float | None = None
+        return self
+
+    def _row(self, row: Mapping[str, Any]) -> None:
+        if self.writer is None:
+            self.writer = csv.DictWriter(self.file, list(row), extrasaction="ignore")
+            self.writer.writeheader()
+        self.writer.writerow(row)
+
+    def total(self, steps: int) -> None:
+        self.bar.total = steps
+        self.bar.refresh()
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._row({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}})
+        if step % 50 == 0:
+            self.file.flush()
+        loss = numbers["loss"]
+        self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
+        self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
+        self.bar.update()
+        if self.board:
+            for name, number in numbers.items():
+                self.board.add_scalar(name, number, step)
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+        self.file.close()
+        if self.board:
+            self.board.close()
