@@ -29,8 +29,8 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 def norm(width: int, eps: float) -> nn.GroupNorm:
-    """32 groups as the original from 128 channels up; below, four channels to a group."""
-    return nn.GroupNorm(32 if width >= 128 else max(1, width // 4), width, eps)
+    """32 groups as the original from 128 channels up; below, four channels to a group. Fewer where that does not divide."""
+    return nn.GroupNorm(math.gcd(32 if width >= 128 else max(1, width // 4), width), width, eps)
 
 
 class Downsample(nn.Module):
