@@ -150,6 +150,8 @@ class whole:
             except OSError as problem:
                 kind, error = OSError, problem
         self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) or (error is not None and "No space left" in str(error)):
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # a full disk reaches us as OSError, as what torch raises while handling one, or as safetensors' text about one
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) or "os error" in str(error):
+            reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
             raise InputError(f"{self.path}: not written ({reason}); what was there before is unchanged") from error

@@ -453,8 +453,9 @@ def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:
 
 def save(path: Path, task: Task, step: int, config: TrainConfig) -> None:
     """Writes a checkpoint whole or not at all: a run killed here leaves the old one as it was."""
-    with whole(path) as temporary:
-        torch.save({"task": task.state_dict(), "step": step, "config": to_dict(config)}, temporary)
+    # through a file of Python's, whose errors say what went wrong; torch's own writer hides a full disk
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"task": task.state_dict(), "step": step, "config": to_dict(config)}, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
