@@ -1,0 +1,8 @@
+"""Datasets whose items are dicts: image (3, H, W) in [-1, 1] and, where the data has them, caption, label, boxes, …"""
+
+from .cache import Latents, cache_latents
+from .folder import ImageFolder
+from .hub import HubImages
+from .scenes import Scenes
+
+__all__ = ["HubImages", "ImageFolder", "Latents", "Scenes", "cache_latents"]

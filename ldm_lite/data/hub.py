@@ -1,0 +1,266 @@
+"""Pictures from a Hugging Face dataset: an id on the hub, or Parquet files. The pixels are made as ImageFolder's are."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..config import InputError
+from .folder import Crop, Pictures, Size, Source, Unreadable, header
+
+CAPTIONS = ("caption", "captions", "text", "prompt")
+
+
+class HubImages(Pictures):
+    """{"image": (3, size, size) in [-1, 1], "label", "caption"} of a dataset's rows, as far as it has the columns.
+
+    source: an id on the hub, a Parquet file, or a folder of Parquet files named as on the hub (data/train-00000-of-…).
+    split: as `datasets` understands it, "train[:1000]" too; a single file is whatever split is asked for.
+    image_key: the column of type Image; to be named when there are several and none is called image.
+    label_key: the column of type ClassLabel, its names are `label_names`; a column of numbers or words has to be named
+    here, and its sorted values are the classes. caption_key: a column of text called caption or text; of several
+    captions for one picture, `draw(row, epoch)` takes one.
+    revision: the commit on the hub, for runs that others shall repeat.
+    crop, flip, strict, seed, count, `skipped`, errors: as ImageFolder.
+
+    streaming: nothing is downloaded beforehand, and there is no length and no row i. Iterate (`stream(epoch)` for other
+    crops and flips than epoch 0's), or `take(count)`: the first rows, kept encoded in memory, which `fit` and
+    `cache_latents` accept.
+
+    Ids worth knowing, with their terms (read the card before use; tags of mirrors are not the owners'):
+    "korexyz/celeba-hq-256x256", "mattymchen/celeba-hq" (CelebA-HQ, 28,000 + 2,000: non-commercial research only, no
+    picture may be redistributed, not even in a notebook's output); "Ryan-sjtu/celebahq-caption" (the same with text);
+    "tglcourse/lsun_church_train" (LSUN churches, 119,915 + 6,312; its labels mean nothing), "pcuenq/lsun-bedrooms" (a
+    fifth of the bedrooms, 287,968 + 15,157): LSUN states no licence. Datasets that are scripts no longer load."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        split: str = "train",
+        size: int = 64,
+        crop: Crop = "center",
+        flip: bool = False,
+        strict: bool = False,
+        seed: int = 0,
+        count: int | None = None,
+        streaming: bool = False,
+        image_key: str | None = None,
+        label_key: str | None = None,
+        caption_key: str | None = None,
+        revision: str | None = None,
+    ):
+        super().__init__(size, crop, flip, strict, seed, count)
+        self.source, self.split, self.streaming, self.revision = str(source), split, streaming, revision
+        data = loaded(self.source, split, streaming, revision)
+        columns = dict(data.features)
+        for field, key in (("image_key", image_key), ("label_key", label_key), ("caption_key", caption_key)):
+            if key is not None and key not in columns:
+                raise InputError(f"{field}: {self.source} has no column {key!r}, it has {', '.join(columns)}")
+        self.image_key = image_key or _image_column(columns, self.source)
+        self.label_key = label_key or _label_column(columns)
+        self.caption_key = caption_key or next((k for k in CAPTIONS if k in columns and _is_text(columns[k])), None)
+        self.label_names, self.classes = self._labels(data, columns)
+        from datasets import Image
+
+        keys = [self.image_key, self.label_key, self.caption_key]
+        data = data.select_columns([key for key in keys if key]).cast_column(self.image_key, Image(decode=False))
+        self.data: Any = data
+        if not streaming:
+            self.accept(self._headers(), self.source)
+
+    def __repr__(self) -> str:
+        n = "a stream" if self.streaming else f"{len(self)} images"
+        return f"HubImages({self.source!r}, {self.split!r}, {self.settings}, {n})"
+
+    @property
+    def identity(self) -> str:
+        """Changes when an item may."""
+        content = getattr(self.data, "_fingerprint", f"first {len(self)}")
+        return f"HubImages({self.source!r}, {self.split!r}, {self.revision}, {self.settings}, {content})"
+
+    # The holes of Pictures
+
+    def where(self, i: int) -> str:
+        return f"{self.source}, {self.split}, row {i}"
+
+    def fetch(self, i: int, random: float) -> tuple[Source, dict[str, Any]]:
+        return self._parts(self.data[i], random)
+
+    def __len__(self) -> int:
+        if self.streaming:
+            raise NoLength(f"{self.source}: a stream has no length and no rows; use take(count), or streaming=False")
+        return super().__len__()
+
+    # Streams
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.stream()
+
+    def stream(self, epoch: int = 0) -> Iterator[dict[str, Any]]:
+        """The items in order, without those that cannot be decoded."""
+        if not self.streaming:
+            yield from (self.draw(row, epoch) for row in range(len(self)))
+            return
+        for i, row in enumerate(islice(self._arriving(), self.count)):
+            place, mirror, random = self.chances(i, epoch)
+            source, about = self._parts(row, random)
+            try:
+                yield {"image": self.square(self._tall(i, source), place, mirror), **about}
+            except Unreadable as why:
+                self.reject(i, why)
+
+    def take(self, count: int) -> HubImages:
+        """The first `count` rows, with rows and a length. They are kept in memory, encoded."""
+        if count < 1:
+            raise InputError(f"count: {count} is not 1 or more")
+        some = copy.copy(self)
+        some.rows, some.skipped, some.broken, some.streaming = [], [], set(), False
+        some.count, some.data = count, list(islice(self._arriving(), count))
+        some.accept(some._headers(), self.source)
+        return some
+
+    def _arriving(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self.data
+        except Exception as error:
+            raise failure(self.source, error) from error
+
+    def _tall(self, i: int, source: Source) -> Source:
+        """The source, if its picture is as large as size."""
+        found = header(source)
+        if isinstance(found, Unreadable):
+            raise found
+        if min(found) < self.size:
+            raise self.too_small(i, found, min(found))
+        return source
+
+    # Columns
+
+    def _headers(self) -> Iterator[Size | Unreadable]:
+        if isinstance(self.data, list):
+            yield from (header(_source(row[self.image_key])) for row in self.data)
+            return
+        import pyarrow as pa
+
+        only = self.data.select_columns([self.image_key]).with_format("arrow")
+        for table in only.iter(batch_size=1000):
+            for cell in table.column(self.image_key):
+                whole = cell["bytes"] if cell.is_valid else cell
+                # the bytes stay where they are: only their beginning is read
+                yield header(pa.BufferReader(whole.as_buffer()) if whole.is_valid else _source(cell.as_py()))
+
+    def _labels(self, data: Any, columns: dict[str, Any]) -> tuple[tuple[str, ...], dict[Any, int]]:
+        """The classes' names and, where the column holds no numbers of classes, the number of each value."""
+        if self.label_key is None:
+            return (), {}
+        names = getattr(columns[self.label_key], "names", None)
+        if names is not None:
+            return tuple(names), {}
+        if self.streaming:
+            raise InputError(f"label_key: the classes of {self.label_key!r} are not known before the stream has ended")
+        values = sorted(data.unique(self.label_key))
+        return tuple(map(str, values)), {value: k for k, value in enumerate(values)}
+
+    def _parts(self, row: dict[str, Any], random: float) -> tuple[Source, dict[str, Any]]:
+        found: dict[str, Any] = {}
+        if self.label_key:
+            label = row[self.label_key]
+            found["label"] = self.classes[label] if self.classes else -1 if label is None else label
+        if self.caption_key:
+            caption = row[self.caption_key] or ""
+            found["caption"] = caption if isinstance(caption, str) else caption[int(random * len(caption))]
+        return _source(row[self.image_key]), found
+
+
+class NoLength(InputError, TypeError):  # TypeError: list(stream) asks for a length, and goes on without
+    pass
+
+
+def loaded(source: str, split: str, streaming: bool, revision: str | None) -> Any:
+    """A Dataset or IterableDataset of the package `datasets`. InputError names the source and what to do."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError(f"{source}: the package datasets is needed; install it with: pip install datasets") from None
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise InputError(f"{source}: not a Parquet file (.parquet)")
+        files = {split.partition("[")[0]: source}
+        settings: dict[str, Any] = {"path": "parquet", "data_files": files}
+    elif path.is_dir():
+        if not any(path.rglob("*.parquet")):
+            raise InputError(f"no Parquet files below {source}; a folder of pictures is for ImageFolder")
+        settings = {"path": source}
+    elif path.suffix == ".parquet" or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise InputError(f"{source}: no such file or folder")
+    else:
+        settings = {"path": source, "revision": revision}
+    try:
+        data = load_dataset(split=split, streaming=streaming, **settings)
+    except Exception as error:  # of pyarrow, huggingface_hub, its transport and datasets, which differ between versions
+        raise failure(source, error) from error
+    if data.features is None:
+        raise InputError(f"{source}: its columns are not known before it is read; use streaming=False")
+    return data
+
+
+def failure(source: str, error: Exception) -> InputError:
+    """One line for whatever loading a dataset ended in."""
+    if isinstance(error, InputError):
+        return error
+    reason = str(error.__cause__ or error).strip() or type(error).__name__
+    reason = reason.splitlines()[0].rstrip(".")
+    if "split" in reason and isinstance(error, ValueError):
+        return InputError(f"split: {source}: {reason}")
+    if os.path.exists(source):
+        return InputError(f"{source}: cannot be read as Parquet ({reason})")
+    return InputError(
+        f"{source}: cannot be loaded from the hub ({reason}); check the id and the network, or give a Parquet file"
+    )
+
+
+def _source(cell: dict[str, Any] | None) -> Source:
+    """What opens the picture in a cell {"bytes", "path"}."""
+    if cell is None or cell["bytes"] is not None or not cell["path"]:
+        return io.BytesIO(cell["bytes"] if cell else None)
+    import fsspec  # the path may be an address, or a member of an archive
+
+    try:
+        with fsspec.open(cell["path"], "rb") as file:
+            return io.BytesIO(file.read())
+    except OSError as error:
+        raise InputError(f"{cell['path']}: cannot be read ({error.strerror or error})") from None
+
+
+def _image_column(columns: dict[str, Any], source: str) -> str:
+    """The column of type Image; else of {"bytes", "path"} or bytes, which is how other writers store pictures."""
+    from datasets import Image, Value
+
+    pictures = [k for k, kind in columns.items() if isinstance(kind, Image)]
+    pictures = pictures or [k for k, kind in columns.items() if isinstance(kind, dict) and {*kind} == {"bytes", "path"}]
+    pictures = pictures or [k for k, kind in columns.items() if isinstance(kind, Value) and kind.dtype == "binary"]
+    if len(pictures) == 1 or "image" in pictures:
+        return "image" if "image" in pictures else pictures[0]
+    if not pictures:
+        raise InputError(f"{source}: no column holds images; it has {', '.join(columns)}")
+    raise InputError(f"{source}: images are in {', '.join(pictures)}; choose one as image_key")
+
+
+def _label_column(columns: dict[str, Any]) -> str | None:
+    """The column of type ClassLabel, if there is one, or one of them is called label."""
+    from datasets import ClassLabel
+
+    labels = [k for k, kind in columns.items() if isinstance(kind, ClassLabel)]
+    return "label" if "label" in labels else labels[0] if len(labels) == 1 else None
+
+
+def _is_text(kind: Any) -> bool:
+    """str, or a list of str."""
+    kind = kind[0] if isinstance(kind, list) else getattr(kind, "feature", kind)
+    return getattr(kind, "dtype", None) in ("string", "large_string")
