@@ -181,7 +181,9 @@ class Descent:
                 totals[name] = totals.get(name, 0) + number.detach() / self.config.accumulate
         self.scaler.unscale_(self.optimizer)
         grad = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.scaler.step(self.optimizer)  # skips the step, by itself, when fp16 overflowed
+        self.scaler.step(self.optimizer)  # skips the step, by itself, when fp16 overflowed: its gradient counts as 0
+        if self.scaler.is_enabled() and not grad.isfinite():
+            grad = torch.zeros_like(grad)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
@@ -392,11 +394,14 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
             torch.manual_seed(mix(config.seed, step, rank))
             batch = moved(next(source), place)
             numbers = task.step(batch, step)
-            if not math.isfinite(numbers["loss"]):
-                raise FloatingPointError(
-                    f"step {step}: the loss is {numbers['loss']}; {out / 'checkpoint.pt'} holds the last good state, "
-                    "try a smaller --train.lr or --train.precision fp32"
-                )
+            for name in ("loss", "grad"):
+                if not math.isfinite(numbers.get(name, 0.0)):
+                    saved = out / "checkpoint.pt"
+                    kept = f"{saved} holds the last good state" if saved.exists() else "nothing was saved yet"
+                    raise FloatingPointError(
+                        f"step {step}: the {name} is {numbers[name]}; {kept}; "
+                        "try a smaller --train.lr or --train.precision fp32"
+                    )
             step += 1
             log.write(step, numbers)
             if config.minutes is not None and step == CALIBRATION // 4:
