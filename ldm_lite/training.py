@@ -384,6 +384,8 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     config, step = resumed(task, config, out, about or {})
     task.config = config
     if step >= config.steps:
+        if not (out / "model" / "config.json").exists():  # killed between the last checkpoint and this
+            task.save(out / "model")
         return step
     place = next(iter(task.model.parameters())).device
     log, began = Log(out, step, config), time.monotonic()
