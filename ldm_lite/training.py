@@ -379,9 +379,11 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
 
     Writes out/run.json (what this run is), checkpoint.pt, log.csv, samples/, and model/ (weights with config) at the
     end. about: what else makes this run different from another in the same folder. Stopped after Ctrl-C or SIGTERM, with
-    the checkpoint saved; InputError when `out` holds another run, FloatingPointError when the loss is not finite."""
+    the checkpoint saved (unless the rate of a run given minutes was not yet known); InputError when `out` holds another run, FloatingPointError when the loss is not finite."""
     out, rank = Path(out), int(os.environ.get("RANK", 0))
     config, step = resumed(task, config, out, about or {})
+    if config.minutes is not None:
+        config = replace(config, steps=max(config.steps, CALIBRATION))
     task.config = config
     if step >= config.steps:
         if not (out / "model" / "config.json").exists():  # killed between the last checkpoint and this
@@ -419,6 +421,8 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
             if config.minutes is None and (step % config.save_every == 0 or stop.asked or step == config.steps):
                 save(out / "checkpoint.pt", task, step, config)
             if stop.asked and step < config.steps:
+                if config.minutes is not None:
+                    raise Stopped(f"stopped at step {step}, before the rate was known; the same command starts again")
                 raise Stopped(f"stopped at step {step} of {config.steps}; the same command goes on from there")
     task.save(out / "model")
     return step
