@@ -380,7 +380,9 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     Writes out/run.json (what this run is), checkpoint.pt, log.csv, samples/, and model/ (weights with config) at the
     end. about: what else makes this run different from another in the same folder. Stopped after Ctrl-C or SIGTERM, with
     the checkpoint saved (unless the rate of a run given minutes was not yet known); InputError when `out` holds another run, FloatingPointError when the loss is not finite."""
-    out, rank = Path(out), int(os.environ.get("RANK", 0))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("WORLD_SIZE: fit trains in one process; start it without torchrun")
+    out = Path(out)
     config, step = resumed(task, config, out, about or {})
     if config.minutes is not None:
         config = replace(config, steps=max(config.steps, CALIBRATION))
@@ -393,9 +395,9 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     log, began = Log(out, step, config), time.monotonic()
     stop = Interrupt()
     with stop, log:
-        source = batches(data, step, config, rank)
+        source = batches(data, step, config)
         while step < config.steps:
-            torch.manual_seed(mix(config.seed, step, rank))
+            torch.manual_seed(mix(config.seed, step, 0))  # 0: the rank, of one
             batch = moved(next(source), place)
             numbers = task.step(batch, step)
             for name in ("loss", "grad"):
@@ -415,7 +417,7 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
                 task.config = config = replace(config, steps=max(step, int(config.minutes * 60 / rate)), minutes=None)
                 log.total(config.steps)
                 save(out / "checkpoint.pt", task, step, config)
-                source = batches(data, step, config, rank)
+                source = batches(data, step, config)
             if config.sample_every and step % config.sample_every == 0:
                 picture(task, batch, out / "samples" / f"{step:07d}.png")
             if config.minutes is None and (step % config.save_every == 0 or stop.asked or step == config.steps):
