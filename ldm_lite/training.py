@@ -441,7 +441,7 @@ def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]
             raise InputError(
                 f"{out}: holds another run ({', '.join(changed)} differ); choose another --out or --restart"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
     else:
         write(mark, this)
@@ -451,7 +451,8 @@ def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]
     try:
         task.load_state_dict(state["task"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{saved}: the checkpoint of another model ({str(error).splitlines()[0]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{saved}: the checkpoint of another model ({reason})") from None
     return replace(config, steps=state["config"]["steps"], minutes=None), state["step"]
 
 
