@@ -445,6 +445,8 @@ def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
     else:
         write(mark, this)
+    for left in out.glob(f".{saved.name}.*.tmp"):  # by a run that was killed while it saved
+        left.unlink()
     if not saved.exists():
         return config, 0
     state = load_checkpoint(saved)
