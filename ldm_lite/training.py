@@ -346,6 +346,11 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def _deaf(worker: int) -> None:
+    """Ctrl-C reaches workers too; the main process alone acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
     """The batches of steps start … config.steps - 1."""
     if not len(data):
@@ -358,6 +363,7 @@ def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: in
             collate_fn=_as_is,
             num_workers=config.workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_deaf,
             persistent_workers=False,
         )
     )
