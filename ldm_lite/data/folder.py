@@ -150,7 +150,7 @@ class Pictures(Dataset):
             )
         for i, why in broken:
             self.reject(i, why, f"{len(broken)} of {len(broken) + len(self.rows)} images")
-        del self.rows[self.count :]
+        self.rows = self.rows[: self.count]
 
     def too_small(self, i: int, size: Size, smallest: int, n: int = 1) -> InputError:
         others = f", so are {n - 1} more" if n > 1 else ""
@@ -210,9 +210,9 @@ class ImageFolder(Pictures):
 
     label: where every picture lies in one of several folders directly below root, these are the classes, `label_names`
     their names; otherwise there is no label and label_names is empty. Hidden files and folders are passed over.
-    crop, flip: a centred or a random square, half of the items mirrored; `draw(row, epoch)` takes both from (seed, epoch,
-    row), and folder[row] is epoch 0. count: only the first so many. The header of every file is read at once (0.05 ms
-    each, more from a slow disk), the pixels when they are asked for.
+    crop, flip: a centred or a random square, half of the items mirrored; `draw(row, epoch)` takes both from (seed,
+    epoch, row), and folder[row] is epoch 0. count: only the first so many. The header of every file is read at once
+    (0.05 ms each, more from a slow disk), the pixels when they are asked for.
 
     InputError: no such folder, no pictures, a picture smaller than size, and with strict a broken one, which is
     otherwise skipped and counted (Pictures)."""

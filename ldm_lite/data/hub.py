@@ -1,4 +1,4 @@
-"""Pictures from a Hugging Face dataset: an id on the hub, or Parquet files. The pixels are made as ImageFolder's are."""
+"""Pictures from a Hugging Face dataset: an id on the hub, or Parquet files. The pixels are made as ImageFolder's."""
 
 from __future__ import annotations
 
