@@ -168,7 +168,7 @@ class Descent:
         return torch.autocast(self.place.type, self.dtype) if mixed else nullcontext()
 
     def step(self, batch: Mapping[str, Any], rate: float, loss: Any) -> dict[str, float]:
-        """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at learning rate `rate`."""
+        """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at this learning rate."""
         self.module.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -384,8 +384,10 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     """Trains until config.steps, resuming what `out` holds; returns the number of steps done.
 
     Writes out/run.json (what this run is), checkpoint.pt, log.csv, samples/, and model/ (weights with config) at the
-    end. about: what else makes this run different from another in the same folder. Stopped after Ctrl-C or SIGTERM, with
-    the checkpoint saved (unless the rate of a run given minutes was not yet known); InputError when `out` holds another run, FloatingPointError when the loss is not finite."""
+    end. about: what else makes this run different from another in the same folder.
+
+    Stopped after Ctrl-C or SIGTERM, with the checkpoint saved unless the rate of a run given minutes is not yet known;
+    InputError when `out` holds another run, FloatingPointError when the loss or the gradient is not finite."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("WORLD_SIZE: fit trains in one process; start it without torchrun")
     out = Path(out)
