@@ -1,0 +1,272 @@
+"""What is installed, where, and what importing it costs: pyproject.toml and the files that follow from it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ldm_lite"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+WEIGHTS = sorted(path.parent.name for path in (ROOT / "data" / "weights").glob("*/config.json"))
+NOTEBOOKS = [path for path in [ROOT / "notebooks" / "00_tour.ipynb"] if path.exists()]
+
+
+def bounds(lines: list[str]) -> dict[str, SpecifierSet]:
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
+
+
+def pins(name: str) -> dict[str, list[Requirement]]:
+    """The pins of a requirements file by package: several where platforms or Pythons differ."""
+    found: dict[str, list[Requirement]] = {}
+    for line in (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            found.setdefault(canonicalize_name(Requirement(line).name), []).append(Requirement(line))
+    return found
+
+
+CORE = bounds(PROJECT["dependencies"])
+NOTEBOOK = bounds(EXTRAS["notebooks"])
+DIRECT = {"core": CORE, "notebooks": CORE | NOTEBOOK, "dev": CORE | NOTEBOOK | bounds(EXTRAS["eval"] + EXTRAS["dev"])}
+DIRECT["dev"].pop("ldm-lite")  # dev names the other extras
+
+
+# Dependencies --------------------------------------------------------------------------------------------------------
+
+
+def test_the_floors_are_torch_2_6_and_ipywidgets_7_7_1_on_python_3_11():
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert CORE["torch"] == SpecifierSet(">=2.6")
+    assert NOTEBOOK["ipywidgets"] == SpecifierSet(">=7.7.1,<9")
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_a_core_dependency_has_a_lower_bound_and_no_upper_one(name):
+    assert [s.operator for s in CORE[name]] == [">="]
+
+
+def test_the_core_has_nothing_that_only_notebooks_need():
+    assert not CORE.keys() & NOTEBOOK.keys()
+    assert {"jupyterlab", "nbval", "matplotlib", "ipywidgets", "datasets"} <= NOTEBOOK.keys()
+
+
+def test_the_dev_extra_includes_the_others():
+    assert Requirement(EXTRAS["dev"][0]).extras == EXTRAS.keys() - {"dev"}
+
+
+@pytest.mark.parametrize("name", sorted(DIRECT["notebooks"].keys() & pins("colab").keys()))
+def test_installing_on_colab_replaces_nothing_that_is_there(name):
+    (pin,) = pins("colab")[name]
+    (version,) = pin.specifier
+    assert version.operator == "=="
+    assert DIRECT["notebooks"][name].contains(version.version)
+
+
+@pytest.mark.parametrize("name", ["core", "notebooks", "dev", "colab"])
+def test_requirements_are_exact_pins_without_host_path_or_option(name):
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.+]*( ; [\w .'<>=!()]+)?", line), line
+    assert "://" not in text and "index-url" not in text
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_the_compiled_pins_are_current_with_pyproject(name):
+    """Each dependency is pinned within its bounds, for every platform and Python at least once."""
+    assert "make pins" in (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()[1]
+    found = pins(name)
+    for package, bound in DIRECT[name].items():
+        assert package in found, f"{package} is not in requirements/{name}.txt: make pins"
+        for pin in found[package]:
+            assert all(bound.contains(s.version) for s in pin.specifier), f"{pin} is not {bound}: make pins"
+
+
+def test_every_set_of_pins_agrees_with_the_next_larger_one():
+    for small, large in (("core", "notebooks"), ("notebooks", "dev")):
+        for package, found in pins(small).items():
+            assert {p.specifier for p in found} <= {p.specifier for p in pins(large)[package]}, package
+
+
+def test_conda_users_get_the_core_and_the_notebooks_extra():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *packages, pip, editable = environment["dependencies"]
+    assert (pip, editable) == ("pip", {"pip": ["-e ."]})
+    found = bounds(packages)
+    assert found.pop("python") == SpecifierSet(PROJECT["requires-python"])
+    found["torch"] = found.pop("pytorch")  # conda-forge's name
+    assert found == CORE | NOTEBOOK
+
+
+# Imports -------------------------------------------------------------------------------------------------------------
+
+# A module may import from the floors below its own, the design's arrows; what is not listed is the top.
+FLOORS = [
+    {"config"},
+    {"condition", "diffusion", "layers"},
+    {"samplers", "unet", "dit", "autoencoder", "losses", "conditioners"},
+    {"latent"},
+    {"training"},
+    {"data", "metrics", "checkpoints"},
+    {"presets"},
+    {"runs"},
+    {"demo"},
+    {"cli"},
+]
+HEAVY = ["datasets", "matplotlib", "ipywidgets", "IPython", "lmdb", "transformers", "torchvision", "tyro", "diffusers"]
+
+
+def floor(name: str) -> int:
+    return next((i for i, modules in enumerate(FLOORS) if name in modules), len(FLOORS))
+
+
+def imported(path: Path) -> set[str]:
+    """The package's modules that a file imports, inside functions too; a folder counts as one module."""
+    parts = ("ldm_lite", *path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = parts[: len(parts) - node.level + 1] if node.level else ()
+            found |= {".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names}
+    names = {name.split(".")[1] for name in found if name.startswith("ldm_lite.")}
+    return {name for name in names if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*FLOORS)))
+def test_imports_go_down_only(name):
+    files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else sorted((PACKAGE / name).rglob("*.py"))
+    for path in files:
+        higher = {other for other in imported(path) - {name} if floor(other) >= floor(name)}
+        assert not higher, f"{path.relative_to(ROOT)} imports {', '.join(sorted(higher))}"
+
+
+def test_imports_are_read_at_the_top_and_inside_functions():
+    """Guards the test above, which would pass if it read none."""
+    assert imported(PACKAGE / "latent.py") >= {"samplers", "autoencoder", "config"}
+    assert imported(PACKAGE / "presets.py") >= {"data", "training"}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    modules = ["ldm_lite", *(f"ldm_lite.{name}" for name in ("latent", "training", "data", "presets", "cli"))]
+    code = f"""import importlib, json, sys
+found = {{}}
+for module in {modules}:
+    importlib.import_module(module)
+    found[module] = sorted(set({HEAVY}) & set(sys.modules))
+print(json.dumps(found))"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {module: [] for module in modules}
+
+
+@pytest.mark.parametrize("script", PROJECT["scripts"])
+def test_every_console_script_leads_to_a_function(script):
+    module, function = PROJECT["scripts"][script].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.+)$", makefile, re.M)[1].split()
+    assert re.findall(r'^\t@echo "make (\S+)', makefile, re.M) == [t for t in targets if t != "help"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no executable bit")
+def test_ci_runs_make_test_and_nothing_else():
+    run = ROOT / ".ci" / "run"
+    assert os.access(run, os.X_OK)
+    assert run.read_text().splitlines()[1:] == ['cd "$(dirname "$0")/.." && exec make test']
+
+
+# The wheel -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """The Python of an environment that has the wheel, and of everything else what this one has."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    where = {"base": str(folder), "platbase": str(folder)}
+    site = Path(sysconfig.get_path("purelib", "venv", where))
+    program = Path(sysconfig.get_path("scripts", "venv", where)) / ("python.exe" if os.name == "nt" else "python")
+    # .pth files inside these are not followed, so the clone stays out of sight
+    others = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (site / "others.pth").write_text("\n".join(others), encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "--python", program, "install", "--quiet", "--no-index", "--no-deps", wheel]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return program
+
+
+def run(python: Path, code: str, folder: Path) -> str:
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_", "JUPYTER"))}
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=folder, env=keep)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_the_wheel_carries_the_package_and_the_shipped_weights(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith("ldm_lite-")}
+    source = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    files = ("config.json", "model.safetensors", "card.md")
+    weights = {f"ldm_lite/weights/{folder}/{file}" for folder in WEIGHTS for file in files}
+    assert names == source | weights
+
+
+def test_the_installed_package_is_the_wheels_and_has_its_command(python, tmp_path):
+    path = run(python, "import ldm_lite; print(ldm_lite.__file__)", tmp_path).strip()
+    assert Path(path).is_relative_to(python.parents[1])
+    assert any(p.stem == "ldm-lite" for p in python.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_shipped_weights_load_from_an_empty_folder(name, python, tmp_path):
+    code = f"""from ldm_lite.latent import LatentDiffusion, weights_folder
+assert all(p.isfinite().all() for p in LatentDiffusion.load({name!r}).parameters())
+print(weights_folder({name!r}))"""
+    folder = Path(run(python, code, tmp_path).splitlines()[-1])
+    assert folder.is_relative_to(python.parents[1])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_runs_from_an_empty_folder_with_the_wheel(notebook, python, tmp_path):
+    code = f"""import os, nbclient, nbformat
+os.environ["LDM_LITE_FAST"] = "1"
+book = nbformat.read({str(notebook)!r}, 4)
+book.cells.append(nbformat.v4.new_code_cell("import ldm_lite; print(ldm_lite.__file__)"))
+nbclient.NotebookClient(book, timeout=120, kernel_name="python3").execute(cwd=".")
+print(book.cells[-1].outputs[-1].text)"""
+    path = Path(run(python, code, tmp_path).strip().splitlines()[-1])
+    assert path.is_relative_to(python.parents[1])
