@@ -168,7 +168,7 @@ class Descent:
         return torch.autocast(self.place.type, self.dtype) if mixed else nullcontext()
 
     def step(self, batch: Mapping[str, Any], rate: float, loss: Any) -> dict[str, float]:
-        """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at this learning rate."""
+        """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at this rate."""
         self.module.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -539,11 +539,15 @@ class Log:
         kept = []
         if self.path.exists() and self.start:
             with open(self.path, newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= self.start]
-        self.file = open(self.path, "w", newline="", encoding="utf-8")
+                # a row that a kill cut short lacks its last fields
+                kept = [r for r in csv.DictReader(file) if None not in r.values() and int(r["step"]) <= self.start]
         self.writer: csv.DictWriter | None = None
-        for row in kept:
-            self._row(row)
+        with whole(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as self.file:
+            for row in kept:
+                self._row(row)
+        self.file = open(self.path, "a", newline="", encoding="utf-8", buffering=1)  # a row at a time
+        if self.writer:
+            self.writer = csv.DictWriter(self.file, self.writer.fieldnames, extrasaction="ignore")
         total = None if self.config.minutes else self.config.steps
         self.bar = tqdm(
             total=total, initial=self.start, unit="step", desc=self.out.name, dynamic_ncols=True, mininterval=1
@@ -557,10 +561,13 @@ class Log:
         return self
 
     def _row(self, row: Mapping[str, Any]) -> None:
-        if self.writer is None:
-            self.writer = csv.DictWriter(self.file, list(row), extrasaction="ignore")
-            self.writer.writeheader()
-        self.writer.writerow(row)
+        try:
+            if self.writer is None:
+                self.writer = csv.DictWriter(self.file, list(row), extrasaction="ignore")
+                self.writer.writeheader()
+            self.writer.writerow(row)
+        except OSError as error:
+            raise InputError(f"{self.path}: not written ({error.strerror}); the last checkpoint is whole") from None
 
     def total(self, steps: int) -> None:
         self.bar.total = steps
@@ -568,8 +575,6 @@ class Log:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self._row({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}})
-        if step % 50 == 0:
-            self.file.flush()
         loss = numbers["loss"]
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
@@ -580,6 +585,7 @@ class Log:
 
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
-        self.file.close()
+        with suppress(OSError):  # a full disk, which was said before
+            self.file.close()
         if self.board:
             self.board.close()
