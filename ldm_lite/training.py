@@ -292,8 +292,9 @@ class AutoencoderTask:
 
         with self.descent.averaged() as model:
             state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        with whole(folder / "model.safetensors") as temporary:
-            save_file(state, temporary)
+            # still inside: on the CPU these are the module's own tensors
+            with whole(folder / "model.safetensors") as temporary:
+                save_file(state, temporary)
         write(folder / "config.json", describe(self.model))
 
 
