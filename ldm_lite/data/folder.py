@@ -56,8 +56,10 @@ def decoded(source: Source, size: int) -> Image.Image:
     Unreadable when the file is broken, InputError when the system does not give it."""
     try:
         with Image.open(source) as image:
-            image.draft(None, (3 * size, 3 * size))  # a large JPEG decodes faster at 1/2, 1/4 or 1/8
+            small = image.draft(None, (3 * size, 3 * size))  # a large JPEG decodes faster at 1/2, 1/4 or 1/8
             image.load()
+            if small:  # its last row and column may stand for fewer pixels than the others: small[1] is where they end
+                image = image.resize(image.size, Image.Resampling.BICUBIC, box=small[1])
             return rgb(upright(image))
     except OSError as error:
         if error.errno is not None:  # no fault of the picture, so another one must not silently take its place

@@ -1,0 +1,844 @@
+"""ImageFolder, HubImages and cached latents. The built-in scenes have a file of their own."""
+
+import io
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Subset
+
+from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig, Pixels
+from ldm_lite.config import InputError
+from ldm_lite.data import HubImages, ImageFolder, Latents, Scenes, cache_latents
+from ldm_lite.data.cache import FILE
+from ldm_lite.data.folder import decoded, pixels
+from ldm_lite.training import Drawn, TrainConfig, batches, precision
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+WHITE, ORANGE = (255, 255, 255), (240, 130, 10)
+
+
+def gradient(width: int, height: int, offset: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8: red counts x, green counts y."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 3 + offset, y * 5, np.full_like(x, 90)], -1).astype(np.uint8)
+
+
+def levels(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) in [-1, 1] -> (H, W, 3) in [0, 255]."""
+    return ((image.permute(1, 2, 0) + 1) * 127.5).numpy()
+
+
+def saved(path: Path, array: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def encoded(array: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind)
+    return file.getvalue()
+
+
+def truncated(path: Path, width: int = 60, height: int = 50) -> Path:
+    """A JPEG whose header is whole and whose pixels are not."""
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    saved(path, noise, quality=95)
+    path.write_bytes(path.read_bytes()[:3000])
+    return path
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Four gradients of 19 x 11, told apart by their red."""
+    for i in range(4):
+        saved(tmp_path / f"{i}.png", gradient(19, 11, offset=40 * i))
+    return tmp_path
+
+
+# Pixels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height", "x", "y"), [(11, 7, 2, 0), (7, 13, 0, 3), (7, 7, 0, 0)])
+def test_a_picture_of_the_right_height_is_cut_in_the_middle_and_not_resampled(tmp_path, width, height, x, y):
+    saved(tmp_path / "a.png", gradient(width, height))
+    image = ImageFolder(tmp_path, size=7)[0]["image"]
+    assert image.dtype == torch.float32 and image.shape == (3, 7, 7)
+    np.testing.assert_allclose(levels(image), gradient(width, height)[y : y + 7, x : x + 7], atol=1e-4)
+
+
+def test_resizing_is_that_of_the_short_side_followed_by_a_crop(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (42, 66, 3), np.uint8)
+    saved(tmp_path / "a.png", noise)
+    whole = np.asarray(Image.fromarray(noise).resize((22, 14), Image.Resampling.BICUBIC), np.float32)
+    found = levels(ImageFolder(tmp_path, size=14)[0]["image"])
+    np.testing.assert_allclose(found[:, 2:-2], whole[:, 6:-6], atol=1.01)  # at the cut, bicubic sees no further
+
+
+def test_a_fine_checkerboard_becomes_grey_not_moire(tmp_path):
+    board = np.indices((63, 63)).sum(0) % 2 * 255
+    saved(tmp_path / "a.png", board.astype(np.uint8))
+    found = levels(ImageFolder(tmp_path, size=9)[0]["image"])
+    np.testing.assert_allclose(found[1:-1, 1:-1], 127.5, atol=3)
+
+
+def test_a_large_jpeg_decoded_small_is_the_picture_decoded_whole(tmp_path):
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 13, 3), np.uint8))
+    coarse.resize((1301, 903), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    small, whole = decoded(tmp_path / "a.jpg", 32), Image.open(tmp_path / "a.jpg").convert("RGB")
+    assert small.size < whole.size and min(small.size) >= 3 * 32
+    error = np.abs(levels(pixels(small, 32)) - levels(pixels(whole, 32)))
+    assert error.mean() < 0.5 and error.max() < 3  # of 256 levels
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+def test_every_exif_orientation_comes_out_upright(tmp_path, orientation, stored):
+    upright, exif = Image.fromarray(gradient(13, 8)), Image.Exif()
+    exif[0x0112] = orientation
+    (upright if stored is None else upright.transpose(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_allclose(levels(ImageFolder(tmp_path, size=8)[0]["image"]), gradient(13, 8)[:, 2:10], atol=1e-4)
+
+
+def test_a_large_jpeg_decoded_small_is_upright_too(tmp_path):
+    exif, half = Image.Exif(), np.zeros((900, 1300, 3), np.uint8)
+    exif[0x0112], half[:, 650:] = 6, 255  # stored on its side: left is up
+    saved(tmp_path / "a.jpg", half, exif=exif)
+    found = levels(ImageFolder(tmp_path, size=20)[0]["image"])
+    np.testing.assert_allclose(found[:9], 0, atol=3)
+    np.testing.assert_allclose(found[11:], 255, atol=3)
+
+
+def with_mode(mode: str) -> Image.Image:
+    """8 x 8: the left half a colour, the right half, where the mode knows transparency, see-through."""
+    if mode == "I;16":
+        return Image.fromarray(np.full((8, 8), 200 * 257, np.uint16))
+    colour = Image.new("RGB", (8, 8), ORANGE)
+    if mode in ("RGBA", "LA"):
+        alpha = Image.fromarray(np.repeat(np.array([[255] * 4 + [0] * 4], np.uint8), 8, 0))
+        colour = colour.convert(mode[:-1])
+        colour.putalpha(alpha)
+        return colour
+    if mode == "P":
+        image = Image.new("P", (8, 8), 0)
+        image.putpalette([*ORANGE, 0, 0, 0])
+        image.paste(1, (4, 0, 8, 8))
+        return image
+    return colour.convert(mode)
+
+
+GREY = (150,) * 3  # of ORANGE, by ITU-R 601-2
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "left", "right"),
+    [
+        ("RGB", {}, ORANGE, ORANGE),
+        ("L", {}, GREY, GREY),
+        ("I;16", {}, (200,) * 3, (200,) * 3),
+        ("1", {}, None, None),
+        ("P", {}, ORANGE, (0, 0, 0)),
+        ("P", {"transparency": 1}, ORANGE, WHITE),
+        ("P", {"transparency": b"\xff\x00"}, ORANGE, WHITE),
+        ("RGB", {"transparency": ORANGE}, WHITE, WHITE),
+        ("RGBA", {}, ORANGE, WHITE),
+        ("LA", {}, GREY, WHITE),
+    ],
+)
+def test_every_kind_of_png_becomes_rgb_on_white(tmp_path, mode, options, left, right):
+    image = with_mode(mode)
+    image.save(tmp_path / "a.png", **options)
+    found = levels(ImageFolder(tmp_path, size=8)[0]["image"])
+    if mode == "1":
+        assert set(np.unique(found.round())) <= {0.0, 255.0} and (found == found[..., :1]).all()
+        return
+    np.testing.assert_allclose(found[:, :4], np.broadcast_to(left, (8, 4, 3)), atol=1)
+    np.testing.assert_allclose(found[:, 4:], np.broadcast_to(right, (8, 4, 3)), atol=1)
+
+
+def test_half_transparent_is_half_white(tmp_path):
+    Image.new("RGBA", (5, 5), (0, 100, 200, 51)).save(tmp_path / "a.png")
+    np.testing.assert_allclose(levels(ImageFolder(tmp_path, size=5)[0]["image"])[2, 2], (204, 224, 244), atol=1)
+
+
+def test_a_cmyk_jpeg_has_the_colours_of_its_rgb(tmp_path):
+    Image.new("RGB", (16, 16), ORANGE).convert("CMYK").save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    np.testing.assert_allclose(levels(ImageFolder(tmp_path, size=16)[0]["image"])[8, 8], ORANGE, atol=3)
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+
+def test_suffixes_of_any_case_are_found_and_other_and_hidden_files_are_not(tmp_path):
+    for i, name in enumerate(["a.JPG", "b.Jpeg", "c.PNG", "d.WebP", "e.jpg"]):
+        saved(tmp_path / name, np.full((8, 8, 3), 50 * i, np.uint8))
+    for name in [".hidden.png", "._a.jpg", ".cache/f.png", "g.gif", "deep/.trash/h.png"]:
+        saved(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture")
+    folder = ImageFolder(tmp_path, size=8)
+    assert [round(float(levels(item["image"]).mean())) for item in folder] == [0, 50, 100, 150, 200]
+
+
+def test_nested_folders_with_names_in_any_script_are_read_in_sorted_order(tmp_path):
+    names = ["Ägypten/日本/b.png", "Ägypten/a.png", "z/.../ö ü.png", "Zebra.png", "empty/"]
+    for i, name in enumerate(names[:-1]):
+        saved(tmp_path / name, np.full((8, 8, 3), 60 * i, np.uint8))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    folder = ImageFolder(tmp_path, size=8)
+    assert folder.files == sorted(folder.files, key=lambda path: path.parts)
+    assert [round(float(levels(item["image"]).mean())) for item in folder] == [180, 60, 0]  # "..." is hidden
+
+
+def test_a_link_that_leads_back_up_is_entered_once(tmp_path):
+    saved(tmp_path / "photos" / "a.png", gradient(8, 8))
+    try:
+        (tmp_path / "photos" / "again").symlink_to(tmp_path, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+    assert len(ImageFolder(tmp_path, size=8)) == 1
+
+
+def test_folders_directly_below_root_are_classes(tmp_path):
+    for i, name in enumerate(["dog/a.png", "cat/x/b.png", "Éléphant/c.png", "cat/a.png"]):
+        saved(tmp_path / name, gradient(8, 8, offset=40 * i))
+    folder = ImageFolder(tmp_path, size=8)
+    assert folder.label_names == ("cat", "dog", "Éléphant")
+    assert [item["label"] for item in folder] == [0, 0, 1, 2]
+    batch = Drawn(folder).__getitems__([(3, 0), (0, 0), (2, 0)])
+    assert batch["label"].tolist() == [2, 0, 1] and batch["image"].shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("names", [["a.png", "b.png"], ["x/a.png", "y/b.png", "c.png"], ["x/p/a.png", "x/q/b.png"]])
+def test_other_folders_have_no_labels(tmp_path, names):
+    for name in names:
+        saved(tmp_path / name, gradient(8, 8))
+    folder = ImageFolder(tmp_path, size=8)
+    assert folder.label_names == () and all(set(item) == {"image"} for item in folder)
+
+
+def test_count_keeps_the_first(four):
+    whole, some = ImageFolder(four, size=11), ImageFolder(four, size=11, count=3)
+    assert len(some) == 3 and torch.equal(some[2]["image"], whole[2]["image"])
+
+
+# What is drawn --------------------------------------------------------------------------------------------------------
+
+
+def test_a_draw_is_a_function_of_seed_epoch_and_row_alone(four):
+    settings = {"size": 11, "crop": "random", "flip": True}
+    folder, again = ImageFolder(four, **settings, seed=3), ImageFolder(four, **settings, seed=3)
+    pairs = [(row, epoch) for epoch in range(3) for row in range(4)]
+    first = [folder.draw(*pair)["image"] for pair in pairs]
+    torch.manual_seed(1)
+    last = [again.draw(*pair)["image"] for pair in reversed(pairs)]
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(last)))
+    assert torch.equal(folder[2]["image"], folder.draw(2, 0)["image"])
+    other = ImageFolder(four, **settings, seed=4)
+    assert not all(torch.equal(image, other.draw(*pair)["image"]) for image, pair in zip(first, pairs))
+
+
+def test_random_crops_reach_every_place_and_half_are_mirrored(four):
+    folder = ImageFolder(four, size=11, crop="random", flip=True)
+    corners = [levels(folder.draw(0, epoch)["image"])[0, [0, -1], 0] / 3 for epoch in range(400)]
+    mirrored = np.array([left > right for left, right in corners])
+    offsets = {round(float(min(pair))) for pair in corners}
+    assert offsets == set(range(9))
+    assert 0.4 < mirrored.mean() < 0.6
+
+
+def test_without_random_crop_or_flip_epochs_are_alike(four):
+    folder = ImageFolder(four, size=11)
+    assert torch.equal(folder.draw(1, 0)["image"], folder.draw(1, 7)["image"])
+
+
+def test_rows_end_where_the_folder_ends(four):
+    folder = ImageFolder(four, size=11)
+    assert torch.equal(folder[-1]["image"], folder[3]["image"])
+    with pytest.raises(IndexError):
+        folder[4]
+
+
+def test_training_sees_each_row_as_its_epoch_draws_it(four):
+    folder = ImageFolder(four, size=11, crop="random", flip=True)
+    steps = list(batches(folder, 0, TrainConfig(steps=3, batch=4)))
+    for epoch, batch in enumerate(steps):
+        drawn = {folder.draw(row, epoch)["image"].numpy().tobytes() for row in range(4)}
+        assert {image.numpy().tobytes() for image in batch["image"]} == drawn
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_truncated_picture_is_skipped_with_a_count_and_the_next_takes_its_place(four):
+    bad = truncated(four / "1.5.jpg")
+    folder = ImageFolder(four, size=11)
+    assert len(folder) == 5 and folder.skipped == []
+    with pytest.warns(UserWarning, match=r"1\.5\.jpg: cannot be decoded \(image file is truncated.*1 image skipped"):
+        image = folder[1]["image"]
+    assert torch.equal(image, folder[2]["image"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(folder)
+    assert folder.skipped == [str(bad)]
+
+
+def test_after_the_last_picture_the_first_takes_its_place(four):
+    truncated(four / "9.jpg")
+    folder = ImageFolder(four, size=11)
+    with pytest.warns(UserWarning):
+        assert torch.equal(folder[4]["image"], folder[0]["image"])
+
+
+def test_a_truncated_picture_stops_a_strict_folder(four):
+    truncated(four / "9.jpg")
+    folder = ImageFolder(four, size=11, strict=True)
+    with pytest.raises(InputError, match=r"9\.jpg: cannot be decoded \(image file is truncated.*remove it"):
+        folder[4]
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_a_file_that_is_no_picture_is_left_out_at_once(four, content):
+    second = ImageFolder(four, size=11)[1]["image"]
+    (four / "0.5.png").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"0\.5\.png: cannot be decoded.*; 1 of 5 images skipped"):
+        folder = ImageFolder(four, size=11)
+    assert len(folder) == 4 and folder.skipped == [str(four / "0.5.png")]
+    assert torch.equal(folder[1]["image"], second)
+    with pytest.raises(InputError, match=r"0\.5\.png: cannot be decoded"):
+        ImageFolder(four, size=11, strict=True)
+
+
+def test_a_broken_picture_does_not_renumber_the_classes(tmp_path):
+    for name in ["a/1.png", "c/1.png"]:
+        saved(tmp_path / name, gradient(8, 8))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").write_bytes(b"broken")
+    with pytest.warns(UserWarning):
+        folder = ImageFolder(tmp_path, size=8)
+    assert folder.label_names == ("a", "b", "c") and [item["label"] for item in folder] == [0, 2]
+
+
+def test_a_folder_of_nothing_but_broken_pictures_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"none of 1 images is readable .*a\.jpg: not a picture"):
+        ImageFolder(tmp_path)
+    (tmp_path / "a.jpg").unlink()
+    truncated(tmp_path / "b.jpg"), truncated(tmp_path / "c.jpg")
+    folder = ImageFolder(tmp_path, size=8)
+    with pytest.warns(UserWarning), pytest.raises(InputError, match=r"b\.jpg: cannot be decoded, nor can any other"):
+        folder[0]
+
+
+def test_a_picture_that_vanished_is_an_error_and_not_skipped(four):
+    folder = ImageFolder(four, size=11)
+    (four / "2.png").unlink()
+    with pytest.raises(InputError, match=r"2\.png: cannot be read"):
+        folder[2]
+
+
+def test_pictures_smaller_than_the_crop_are_named_with_the_size_that_fits(tmp_path):
+    saved(tmp_path / "a.png", gradient(60, 48))
+    with pytest.raises(InputError) as error:
+        ImageFolder(tmp_path, size=64)
+    assert str(error.value) == (
+        f"{tmp_path / 'a.png'}: 60 x 48 pixels is smaller than size = 64; choose --data.size 48 or less, or remove it"
+    )
+    saved(tmp_path / "b.png", gradient(40, 80))
+    saved(tmp_path / "c.png", gradient(80, 80))
+    with pytest.raises(InputError, match=r"a\.png: .* so are 1 more; choose --data\.size 40 or less, or remove them"):
+        ImageFolder(tmp_path, size=64)
+    assert len(ImageFolder(tmp_path, size=40)) == 3
+
+
+def test_folders_that_are_missing_empty_or_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder"):
+        ImageFolder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no images below .* \(JPEG, PNG, WebP\)"):
+        ImageFolder(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(InputError, match=r"a\.txt: is a file, not a folder"):
+        ImageFolder(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("settings", [{"size": 0}, {"crop": "centre"}, {"count": 0}])
+def test_settings_out_of_range_are_named(four, settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        ImageFolder(four, **{"size": 11} | settings)
+
+
+# Hugging Face datasets ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="the package datasets comes with the extra [notebooks]")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return datasets
+
+
+NAMES = ["cat", "dog", "eel"]
+
+
+def rows_of(n: int, first: int = 0) -> dict[str, list]:
+    return {
+        "image": [{"bytes": encoded(gradient(19, 11, offset=20 * (first + i))), "path": None} for i in range(n)],
+        "label": [(first + i) % 3 for i in range(n)],
+        "text": [f"picture {first + i}" for i in range(n)],
+    }
+
+
+@pytest.fixture
+def hub(datasets, tmp_path):
+    """A folder in the layout of a repository on the hub: 5 rows to train, 2 to test."""
+    kinds = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=NAMES),
+            "text": datasets.Value("string"),
+        }
+    )
+    for split, n, first in (("train", 5, 0), ("test", 2, 5)):
+        path = tmp_path / "repository" / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows_of(n, first), features=kinds).to_parquet(str(path))
+    return tmp_path / "repository"
+
+
+def table(path: Path, columns: dict[str, list]) -> Path:
+    """Parquet without the metadata of `datasets`, as other programs write it."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    pa.parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) if k == "image" else a[k] == b[k] for k in a)
+
+
+def test_hub_pictures_are_those_of_a_folder_with_the_same_files(hub, tmp_path):
+    for i, cell in enumerate(rows_of(5)["image"]):
+        (tmp_path / f"{i}.png").write_bytes(cell["bytes"])
+    settings = {"size": 7, "crop": "random", "flip": True, "seed": 5}
+    folder, images = ImageFolder(tmp_path, **settings), HubImages(hub, **settings)
+    assert len(images) == 5
+    for row, epoch in [(0, 0), (4, 0), (2, 1), (2, 2)]:
+        assert torch.equal(images.draw(row, epoch)["image"], folder.draw(row, epoch)["image"])
+
+
+def test_hub_labels_captions_and_splits_are_found_by_type_and_name(hub):
+    train, test = HubImages(hub, size=11), HubImages(hub, "test", size=11)
+    assert train.label_names == ("cat", "dog", "eel")
+    assert [(item["label"], item["caption"]) for item in test] == [(2, "picture 5"), (0, "picture 6")]
+    assert len(HubImages(hub, "train[1:4]", size=11)) == 3 and len(HubImages(hub, size=11, count=2)) == 2
+    assert Drawn(train).__getitems__([(4, 0), (0, 0)])["label"].tolist() == [1, 0]
+
+
+def test_a_single_parquet_file_is_whatever_split_is_asked_for(hub):
+    file = hub / "data" / "test-00000-of-00001.parquet"
+    assert [len(HubImages(file, split, size=11)) for split in ("train", "validation", "test[:1]")] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("stored", ["struct", "bytes"])
+def test_parquet_without_a_class_label_has_no_label_unless_one_is_named(datasets, tmp_path, stored):
+    columns = rows_of(3) | {"label": [7, 3, 7], "sort": ["warm", "cold", "cold"]}
+    if stored == "bytes":
+        columns["image"] = [cell["bytes"] for cell in columns["image"]]
+    file = table(tmp_path / "a.parquet", columns)
+    plain = HubImages(file, size=11)
+    assert plain.label_names == () and "label" not in plain[0]
+    numbers, words = HubImages(file, size=11, label_key="label"), HubImages(file, size=11, label_key="sort")
+    assert numbers.label_names == ("3", "7") and [item["label"] for item in numbers] == [1, 0, 1]
+    assert words.label_names == ("cold", "warm") and [item["label"] for item in words] == [1, 0, 0]
+    assert torch.equal(words[1]["image"], plain[1]["image"])
+
+
+def test_of_several_captions_each_epoch_draws_one(datasets, tmp_path):
+    file = table(tmp_path / "a.parquet", {"image": rows_of(1)["image"], "captions": [["a", "b", "c"]]})
+    images = HubImages(file, size=11)
+    drawn = [images.draw(0, epoch)["caption"] for epoch in range(30)]
+    assert set(drawn) == {"a", "b", "c"} and drawn == [images.draw(0, epoch)["caption"] for epoch in range(30)]
+
+
+def test_pictures_stored_as_files_beside_the_table_are_opened(datasets, tmp_path):
+    path = saved(tmp_path / "x.png", gradient(19, 11))
+    file = table(tmp_path / "a.parquet", {"image": [{"bytes": None, "path": str(path)}]})
+    np.testing.assert_allclose(levels(HubImages(file, size=11)[0]["image"]), gradient(19, 11)[:, 4:15], atol=1e-4)
+
+
+def test_a_stream_gives_the_items_of_the_rows(hub):
+    settings = {"size": 7, "crop": "random", "flip": True}
+    rows, stream = HubImages(hub, **settings), HubImages(hub, **settings, streaming=True)
+    assert stream.label_names == rows.label_names
+    found = list(stream)
+    assert len(found) == 5 and all(equal(a, b) for a, b in zip(found, rows))
+    assert all(equal(item, rows.draw(row, 2)) for row, item in enumerate(stream.stream(epoch=2)))
+    assert len(list(HubImages(hub, **settings, streaming=True, count=2))) == 2
+
+
+def test_the_first_rows_of_a_stream_can_be_trained_on(hub):
+    settings = {"size": 7, "crop": "random", "flip": True}
+    rows, some = HubImages(hub, **settings), HubImages(hub, **settings, streaming=True).take(3)
+    assert len(some) == 3 and all(equal(some.draw(row, 4), rows.draw(row, 4)) for row in range(3))
+    assert next(batches(some, 0, TrainConfig(steps=1, batch=2)))["image"].shape == (2, 3, 7, 7)
+
+
+def test_a_stream_itself_cannot_be_trained_on_and_says_what_can(hub):
+    stream = HubImages(hub, size=11, streaming=True)
+    for refused in (lambda: batches(stream, 0, TrainConfig()), lambda: cache_latents(Pixels(), stream)):
+        with pytest.raises(InputError, match=r"a stream has no length and no rows; use take\(count\), or streaming=F"):
+            refused()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_pictures_in_parquet_are_skipped_with_a_count_or_stop(datasets, tmp_path, streaming):
+    cells = rows_of(4)["image"]
+    cells[1] = {"bytes": truncated(tmp_path / "x.jpg").read_bytes(), "path": None}
+    cells[3] = {"bytes": b"broken", "path": None}
+    file = table(tmp_path / "a.parquet", {"image": [*cells, None]})
+    with pytest.warns(UserWarning, match=r"a\.parquet, train, row \d: cannot be decoded"):
+        images = HubImages(file, size=11, streaming=streaming)
+        items = list(images)
+    assert len(items) == (2 if streaming else 3)  # a row that cannot be decoded is replaced, in a stream left out
+    assert {skipped[-1] for skipped in images.skipped} == {"1", "3", "4"}
+    with pytest.raises(InputError, match=r"row \d: cannot be decoded \(.*\); remove it"):
+        list(HubImages(file, size=11, strict=True, streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_in_parquet_smaller_than_the_crop_are_named(hub, streaming):
+    with pytest.raises(InputError, match=r"train, row 0: 19 x 11 pixels is smaller than size = 12.*--data\.size 11"):
+        list(HubImages(hub, size=12, streaming=streaming))
+
+
+def test_columns_that_are_missing_or_ambiguous_are_named(hub, datasets, tmp_path):
+    with pytest.raises(InputError, match=r"label_key: .* has no column 'sex', it has image, label, text"):
+        HubImages(hub, size=11, label_key="sex")
+    none = table(tmp_path / "none.parquet", {"x": [1]})
+    with pytest.raises(InputError, match=r"none\.parquet: no column holds images; it has x"):
+        HubImages(none, size=11)
+    cells = rows_of(1)["image"]
+    two = table(tmp_path / "two.parquet", {"left": cells, "right": cells})
+    with pytest.raises(InputError, match=r"images are in left, right; choose one as image_key"):
+        HubImages(two, size=11)
+    assert len(HubImages(two, size=11, image_key="right")) == 1
+    with pytest.raises(InputError, match=r"label_key: the classes of 'text' are not known before the stream"):
+        HubImages(hub, size=11, label_key="text", streaming=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sources_that_cannot_be_read_are_named_with_the_reason(hub, tmp_path, streaming):
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "nothing").mkdir()
+    for source, split, reason in [
+        (hub, "validation", r"split: .*repository: .*validation.*train"),
+        (broken, "train", r"broken\.parquet: cannot be read as Parquet \(.*\)$"),
+        (tmp_path / "absent.parquet", "train", r"absent\.parquet: no such file or folder"),
+        (tmp_path / "nothing", "train", r"no Parquet files below .*nothing; a folder of pictures is for ImageFolder"),
+        (Path(__file__), "train", r"test_data\.py: not a Parquet file"),
+    ]:
+        with pytest.raises(InputError, match=reason) as error:
+            HubImages(source, split, size=11, streaming=streaming)
+        assert "\n" not in str(error.value)
+
+
+def test_without_a_network_one_line_names_the_id_and_what_to_do(datasets, monkeypatch):
+    def unreachable(*args: object, **settings: object) -> None:
+        raise ConnectionError("Couldn't reach 'somebody/faces' on the Hub (OfflineModeIsEnabled)\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(InputError) as error:
+        HubImages("somebody/faces")
+    assert str(error.value) == (
+        "somebody/faces: cannot be loaded from the hub (Couldn't reach 'somebody/faces' on the Hub "
+        "(OfflineModeIsEnabled)); check the id and the network, or give a Parquet file"
+    )
+
+
+def test_a_network_lost_within_a_stream_is_one_line_too(hub, monkeypatch):
+    stream = HubImages(hub, size=11, streaming=True)
+    whole = stream.data
+
+    def lost():
+        yield next(iter(whole))
+        raise ConnectionError("reset by peer")
+
+    stream.data = lost()
+    with pytest.raises(InputError, match=r"reset by peer"):
+        list(stream)
+
+
+def test_without_the_package_datasets_one_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"the package datasets is needed; install it with: pip install datasets"):
+        HubImages("somebody/faces")
+
+
+def test_importing_the_data_loads_nothing_heavy():
+    code = "import torch, sys; before = set(sys.modules); import ldm_lite.data; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "ldm_lite" in loaded and not loaded & {"datasets", "pyarrow", "fsspec", "matplotlib", "torchvision"}
+
+
+def test_real_photographs_in_the_layout_of_the_hub_are_read(datasets):
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip(f"no photographs at {PHOTOGRAPHS}")
+    images = HubImages(PHOTOGRAPHS, "test[:500]", size=32)
+    assert len(images) == 500 and len(images.label_names) == 10 and images.skipped == []
+    value = datasets.load_dataset(str(PHOTOGRAPHS), split="test[:500]")[77]
+    np.testing.assert_allclose(levels(images[77]["image"]), np.asarray(value["image"].convert("RGB")), atol=1e-4)
+    assert images[77]["label"] == value["label"]
+
+
+# Cached latents -------------------------------------------------------------------------------------------------------
+
+
+class Counted(Dataset):
+    """What a dataset may be at its plainest; counts how often it is asked."""
+
+    label_names = ("odd", "even")
+
+    def __init__(self, n: int = 7, keys: tuple[str, ...] = ("label", "caption", "boxes")):
+        self.n, self.keys, self.asked = n, keys, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, row: int) -> dict:
+        self.asked += 1
+        generator = torch.Generator().manual_seed(row)
+        item = {
+            "image": torch.rand(3, 8, 12, generator=generator) * 2 - 1,
+            "label": row % 2,
+            "caption": f"picture {row} of a «scène»",
+            "boxes": torch.rand(row % 3 + 1, 4, generator=generator),
+        }
+        return {key: item[key] for key in ("image", *self.keys)}
+
+
+@pytest.fixture(scope="module")
+def stage():
+    torch.manual_seed(0)
+    stage = Autoencoder(AutoencoderConfig(channels=3, width=8, mult=(1, 2, 2), blocks=1, mid_attention=False))
+    stage.scale.fill_(1.7)
+    return stage.eval()
+
+
+def encode(stage, images: torch.Tensor) -> torch.Tensor:
+    """In the precision that the cache is made in."""
+    dtype = precision("auto", torch.device("cpu"))
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        return stage.encode(images)
+
+
+def test_cached_latents_are_the_encoded_items_with_everything_else_they_hold(stage):
+    data = Counted()
+    cache = cache_latents(stage, data, batch=3, progress=False)
+    assert isinstance(cache, Latents) and len(cache) == 7 and cache.label_names == ("odd", "even")
+    for row, item in enumerate(cache):
+        assert item["z"].dtype == torch.float32 and item["z"].shape == (3, 2, 3)
+        torch.testing.assert_close(item["z"], encode(stage, data[row]["image"][None])[0], atol=2e-2, rtol=2e-2)
+        assert (item["label"], item["caption"]) == (data[row]["label"], data[row]["caption"])
+        assert torch.equal(item["boxes"], data[row]["boxes"])
+        assert set(item) == {"z", "label", "caption", "boxes"}
+    together = encode(stage, torch.stack([data[row]["image"] for row in range(3)]))
+    assert torch.equal(torch.stack([cache[row]["z"] for row in range(3)]), together.half().float())
+
+
+def test_a_batch_is_the_items_side_by_side(stage):
+    cache = cache_latents(stage, Counted(), progress=False)
+    batch = cache.batch([5, 0, 5])
+    assert torch.equal(batch["z"], torch.stack([cache[row]["z"] for row in (5, 0, 5)]))
+    assert batch["label"].tolist() == [1, 0, 1] and batch["caption"][1] == cache[0]["caption"]
+    assert [len(boxes) for boxes in batch["boxes"]] == [3, 1, 3]
+    drawn = next(batches(cache, 0, TrainConfig(steps=1, batch=4)))
+    assert drawn["z"].shape == (4, 3, 2, 3) and drawn["label"].dtype == torch.long
+
+
+def test_scenes_are_cached_by_their_fast_path(stage):
+    scenes = Scenes("validation", size=16, count=5)
+    cache = cache_latents(stage, scenes, batch=2, progress=False)
+    pixels = cache_latents(Pixels(), scenes, progress=False)
+    assert [item["label"] for item in cache] == [scenes[row]["label"] for row in range(5)]
+    torch.testing.assert_close(pixels[3]["z"], scenes[3]["image"], atol=5e-4, rtol=0)
+
+
+def test_the_first_stage_is_left_as_it_was(stage):
+    stage.train()
+    before = torch.get_rng_state()
+    cache_latents(stage, Counted(), sample=True, progress=False)
+    assert stage.training and torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in stage.parameters())
+    stage.eval()
+
+
+def test_a_sample_is_drawn_from_the_posterior_and_is_the_same_each_time(stage):
+    mean, sample, again = (cache_latents(stage, Counted(), sample=s, progress=False) for s in (False, True, True))
+    assert torch.equal(sample.columns["z"], again.columns["z"])
+    code = stage.code(torch.stack([Counted()[row]["image"] for row in range(7)]))
+    noise = (sample.columns["z"] - mean.columns["z"]).float().std()
+    with torch.no_grad():
+        logvar = stage.quant_conv(stage.encoder(torch.stack([Counted()[r]["image"] for r in range(7)]))).chunk(2, 1)[1]
+    assert code.z.shape == mean.columns["z"].shape
+    torch.testing.assert_close(noise, 1.7 * (logvar.exp().mean()) ** 0.5, rtol=0.2, atol=0)
+
+
+def test_epochs_are_cached_as_the_dataset_draws_them(four):
+    folder = ImageFolder(four, size=11, crop="random", flip=True)
+    cache = cache_latents(Pixels(), folder, batch=3, epochs=3, progress=False)
+    assert len(cache) == 12
+    for k in range(12):
+        torch.testing.assert_close(cache[k]["z"], folder.draw(k % 4, k // 4)["image"], atol=5e-4, rtol=0)
+
+
+def test_a_stored_cache_is_read_back_unchanged_and_nothing_is_encoded_again(stage, tmp_path):
+    made = cache_latents(stage, Counted(), tmp_path / "new" / "cache", progress=False)
+    data = Counted()
+    found = cache_latents(stage, data, tmp_path / "new" / "cache", progress=False)
+    assert data.asked == 3  # the rows that tell datasets apart
+    for a, b in zip(made, found, strict=True):
+        assert a.keys() == b.keys() and (a["label"], a["caption"]) == (b["label"], b["caption"])
+        assert torch.equal(a["z"], b["z"]) and torch.equal(a["boxes"], b["boxes"])
+    assert found.label_names == made.label_names
+    assert [path.name for path in (tmp_path / "new" / "cache").iterdir()] == [FILE]
+
+
+def other_weights(stage, data, settings):
+    changed = Autoencoder(stage.config).eval()
+    changed.load_state_dict(stage.state_dict())
+    with torch.no_grad():
+        changed.quant_conv.bias[0] += 1e-3
+    return changed, data, settings
+
+
+def other_scale(stage, data, settings):
+    changed = Autoencoder(stage.config).eval()
+    changed.load_state_dict(stage.state_dict())
+    changed.scale.fill_(1.8)
+    return changed, data, settings
+
+
+def fewer_items(stage, data, settings):
+    return stage, Counted(6), settings
+
+
+def other_items(stage, data, settings):
+    return stage, Subset(data, [0, 1, 2, 3, 5, 4, 6]), settings
+
+
+def a_sample(stage, data, settings):
+    return stage, data, settings | {"sample": True}
+
+
+def more_epochs(stage, data, settings):
+    return stage, data, settings | {"epochs": 2}
+
+
+@pytest.mark.parametrize("change", [other_weights, other_scale, fewer_items, other_items, a_sample, more_epochs])
+def test_a_cache_of_anything_else_is_made_again(stage, tmp_path, change):
+    cache_latents(stage, Counted(), tmp_path, progress=False)
+    stage, data, settings = change(stage, Counted(), {})
+    found = cache_latents(stage, data, tmp_path, progress=False, **settings)
+    fresh = cache_latents(stage, data, progress=False, **settings)
+    assert torch.equal(found.columns["z"], fresh.columns["z"])
+    assert torch.equal(
+        cache_latents(stage, data, tmp_path, progress=False, **settings).columns["z"], fresh.columns["z"]
+    )
+
+
+def test_a_changed_picture_in_a_folder_makes_the_cache_again(tmp_path):
+    for i in range(9):
+        saved(tmp_path / "photos" / f"{i}.png", gradient(8, 8, offset=9 * i))
+    cache_latents(Pixels(), ImageFolder(tmp_path / "photos", size=8), tmp_path, progress=False)
+    saved(tmp_path / "photos" / "3.png", gradient(9, 9, offset=99))
+    folder = ImageFolder(tmp_path / "photos", size=8)
+    found = cache_latents(Pixels(), folder, tmp_path, progress=False)
+    torch.testing.assert_close(found[3]["z"], folder[3]["image"], atol=5e-4, rtol=0)
+
+
+def test_a_hub_dataset_and_a_folder_are_known_again(hub, four):
+    for make in (lambda **s: HubImages(hub, size=7, **s), lambda **s: ImageFolder(four, size=7, **s)):
+        assert make().identity == make().identity
+        assert len({make(**s).identity for s in ({}, {"flip": True}, {"flip": True, "seed": 1}, {"count": 2})}) == 4
+    assert HubImages(hub, size=7).identity != HubImages(hub, "test", size=7).identity
+
+
+@pytest.mark.parametrize("content", [b"", b"not a cache", None])
+def test_a_broken_cache_is_made_again(stage, tmp_path, content):
+    made = cache_latents(stage, Counted(), tmp_path, progress=False)
+    path = tmp_path / FILE
+    path.write_bytes(path.read_bytes()[:-20] if content is None else content)
+    again = cache_latents(stage, Counted(), tmp_path, progress=False)
+    assert torch.equal(made.columns["z"], again.columns["z"])
+
+
+class Interrupted(Counted):
+    def __getitem__(self, row: int) -> dict:
+        if self.asked > 6:
+            raise KeyboardInterrupt
+        return super().__getitem__(row)
+
+
+def test_an_interrupted_cache_leaves_nothing_and_an_older_one_as_it_was(stage, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(stage, Interrupted(), tmp_path, batch=2, progress=False)
+    assert list(tmp_path.iterdir()) == []
+    cache_latents(stage, Counted(4), tmp_path, progress=False)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(stage, Interrupted(), tmp_path, batch=2, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE] and (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_known_before_anything_is_encoded(stage, tmp_path):
+    (tmp_path / "file").write_text("")
+    data = Counted()
+    with pytest.raises(InputError, match=r"cannot be written"):
+        cache_latents(stage, data, tmp_path / "file" / "cache", progress=False)
+    assert data.asked == 3
+
+
+def test_what_cannot_be_cached_is_refused(stage):
+    with pytest.raises(InputError, match="the dataset is empty"):
+        cache_latents(stage, Counted(0), progress=False)
+    with pytest.raises(InputError, match="batch: 0 is not 1 or more"):
+        cache_latents(stage, Counted(), batch=0, progress=False)
+    with pytest.raises(InputError, match=r"not divisible by f = 4"):
+        cache_latents(stage, Subset([{"image": torch.zeros(3, 6, 8)}], [0]), progress=False)
+    with pytest.raises(InputError, match=r"Subset: items without image; they have z"):
+        cache_latents(stage, Subset([{"z": torch.zeros(3, 6, 8)}], [0]), progress=False)
+
+
+def test_latents_that_are_not_finite_stop_with_the_row(stage):
+    broken = Autoencoder(stage.config).eval()
+    torch.nn.init.constant_(broken.quant_conv.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match=r"rows 0 … 6"):
+        cache_latents(broken, Counted(), progress=False)
+
+
+def test_worker_processes_change_nothing(stage):
+    alone, helped = (cache_latents(stage, Counted(), batch=3, workers=w, progress=False) for w in (0, 1))
+    assert torch.equal(alone.columns["z"], helped.columns["z"])
+    assert alone.columns["caption"] == helped.columns["caption"]
