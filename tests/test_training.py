@@ -1,0 +1,572 @@
+"""What a run promises: known rates and batches, and that stopping it, however rudely, changes nothing."""
+
+import csv
+import itertools
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from tiny import TRAIN, Pictures, at, task
+from torch import nn
+
+from ldm_lite import training
+from ldm_lite.config import InputError
+from ldm_lite.training import EMA, Descent, Stopped, TrainConfig, fit, learning_rate, load_checkpoint, precision, rows
+
+BOTH = pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
+PLAIN = TrainConfig(steps=8, batch=6, warmup=0, ema=0, precision="fp32")
+
+
+# Rates, batches, averages -------------------------------------------------------------------------------------------
+
+
+def test_the_rate_warms_up_linearly_and_then_stays():
+    config = TrainConfig(lr=2.0, warmup=4, steps=12)
+    assert [learning_rate(step, config) for step in (0, 1, 3, 4, 11, 99)] == [0.5, 1.0, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_the_cosine_falls_to_half_midway_and_to_zero_at_the_end():
+    config = TrainConfig(lr=2.0, warmup=4, steps=12, decay="cosine")
+    assert [learning_rate(step, config) for step in (3, 4, 8, 12, 99)] == pytest.approx([2, 2, 1, 0, 0])
+    assert learning_rate(6, config) == pytest.approx(1 + math.cos(math.pi / 4))
+
+
+@pytest.mark.parametrize(("n", "batch", "world"), [(7, 3, 1), (7, 4, 2), (3, 8, 1), (5, 2, 3), (4, 4, 1)])
+def test_every_epoch_has_every_row_once_over_all_ranks(n, batch, world):
+    config, epochs = TrainConfig(batch=batch), batch * world
+    drawn = [rows(step, n, config, rank, world) for step in range(n) for rank in range(world)]
+    assert sorted(itertools.chain(*drawn)) == [(row, epoch) for row in range(n) for epoch in range(epochs)]
+    assert all(len(pairs) == batch for pairs in drawn)
+
+
+def test_the_order_of_rows_differs_between_epochs_and_seeds_and_is_the_same_when_asked_again():
+    config = TrainConfig(batch=53)
+    first, second, other = rows(0, 53, config), rows(1, 53, config), rows(0, 53, replace(config, seed=1))
+    assert rows(0, 53, config) == first
+    assert len({tuple(row for row, _ in order) for order in (first, second, other)}) == 3
+
+
+def test_the_average_is_the_weighted_sum_with_a_decay_that_warms_up():
+    module = nn.Linear(1, 1)
+    module.bias.requires_grad_(False)
+    ema, decay, values = EMA(module, 0.3), [2 / 11, 3 / 12, 0.3, 0.3], [5.0, -1.0, 2.0, 7.0]
+    expected = module.weight.item()
+    for value, d in zip(values, decay, strict=True):
+        with torch.no_grad():
+            module.weight.fill_(value)
+        ema.update()
+        expected = d * expected + (1 - d) * value
+    assert float(ema.average["weight"]) == pytest.approx(expected)
+    assert list(ema.average) == ["weight"]
+
+
+def test_averaged_weights_are_in_the_module_inside_applied_and_its_own_after_even_when_it_raises():
+    module = nn.Linear(2, 3)
+    ema, own = EMA(module, 0.5), module.weight.detach().clone()
+    ema.average["weight"].fill_(4.0)
+    with pytest.raises(ZeroDivisionError), ema.applied() as inside:
+        assert (inside.weight == 4.0).all()
+        raise ZeroDivisionError
+    assert torch.equal(module.weight, own)
+
+
+# One step -----------------------------------------------------------------------------------------------------------
+
+
+def descents(module: nn.Module, config: TrainConfig, scale: float = 1.0, steps: int = 3) -> list[dict[str, float]]:
+    """Some steps of least squares."""
+    descent, x = Descent(module, config), torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
+
+    def loss(part):
+        value = scale * module(part["x"]).float().square().mean()
+        return value, {"loss": value}
+
+    return [descent.step({"x": x}, 0.1 / (step + 1), loss) for step in range(steps)]
+
+
+def test_a_step_is_clipped_adamw():
+    module, same = nn.Linear(5, 2), nn.Linear(5, 2)
+    same.load_state_dict(module.state_dict())
+    config = replace(PLAIN, clip=0.1, betas=(0.8, 0.95), weight_decay=0.1)
+    numbers = descents(module, config)
+
+    optimizer = torch.optim.AdamW(same.parameters(), betas=(0.8, 0.95), weight_decay=0.1)
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        optimizer.zero_grad()
+        loss = same(x).square().mean()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(same.parameters(), 0.1)
+        optimizer.step()
+        assert norm > 0.1  # or else the test says nothing about clipping
+        assert numbers[step] == pytest.approx({"loss": loss.item(), "grad": float(norm), "lr": 0.1 / (step + 1)})
+    torch.testing.assert_close(module.state_dict(), same.state_dict())
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulated_parts_are_one_large_batch(accumulate):
+    module, same = nn.Linear(5, 2), nn.Linear(5, 2)
+    same.load_state_dict(module.state_dict())
+    whole, parts = descents(module, PLAIN), descents(same, replace(PLAIN, accumulate=accumulate))
+    for a, b in zip(whole, parts, strict=True):
+        assert a == pytest.approx(b)
+    torch.testing.assert_close(module.state_dict(), same.state_dict())
+
+
+def test_a_step_that_overflows_in_fp16_is_left_out():
+    module = nn.Linear(5, 2)
+    before = module.weight.detach().clone()
+    (numbers,) = descents(module, replace(PLAIN, precision="fp16"), scale=1e35, steps=1)
+    assert numbers["grad"] == 0 and math.isfinite(numbers["loss"])
+    assert torch.equal(module.weight, before)
+
+
+def test_auto_precision_is_bf16_only_where_the_hardware_multiplies_it(monkeypatch):
+    capability = {0: (7, 5), 1: (8, 0)}  # a T4, which claims to support bf16, and an A100
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability[place.index])
+    assert precision("auto", torch.device("cuda:0")) == torch.float16
+    assert precision("auto", torch.device("cuda:1")) == torch.bfloat16
+    assert precision("auto", torch.device("mps")) == torch.float32
+    assert precision("bf16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_an_autoencoder_learns_l1_and_kl_per_element():
+    job, image = task("autoencoder"), Pictures().images
+    torch.manual_seed(5)
+    loss, named = job.loss({"image": image})
+    torch.manual_seed(5)
+    reconstruction, code = job.model(image)
+    l1, kl = (reconstruction - image).abs().mean(), code.penalty.mean() / (3 * 12 * 8)
+    torch.testing.assert_close(named, {"loss": loss, "l1": l1, "penalty": 1e-6 * kl})
+    torch.testing.assert_close(loss, l1 + 1e-6 * kl)
+
+
+def test_a_vq_autoencoder_learns_l1_and_the_codebook_loss():
+    model, image = tiny.autoencoder("vq"), Pictures().images
+    loss, _ = training.AutoencoderTask(model, TRAIN).loss({"image": image})
+    reconstruction, code = model(image)
+    torch.testing.assert_close(loss, (reconstruction - image).abs().mean() + code.penalty.mean())
+
+
+def test_diffusion_trains_the_denoiser_and_the_conditioner_and_leaves_the_first_stage():
+    job = task("diffusion")
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    job.step({"image": Pictures().images[:4], "label": torch.tensor([0, 1, 2, 0])}, 5)
+    changed = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"denoiser", "conditioner"}
+
+
+# Batches ------------------------------------------------------------------------------------------------------------
+
+
+class Fast(Pictures):
+    """Offers whole batches of bytes."""
+
+    def batch(self, rows):
+        return {"image": ((self.images[rows] + 0.5) * 255).byte(), "label": torch.tensor(rows)}
+
+
+def test_workers_prepare_the_same_batches():
+    here, there = (list(training.batches(Pictures(), 5, replace(TRAIN, workers=workers))) for workers in (0, 2))
+    assert len(here) == 3
+    torch.testing.assert_close(here, there, rtol=0, atol=0)
+
+
+def test_a_dataset_that_offers_batches_is_asked_for_the_rows_of_the_step_and_bytes_become_minus_one_to_one():
+    batch = next(training.batches(Fast(), 3, TRAIN))
+    expected = [row for row, _ in rows(3, 7, TRAIN)]
+    assert batch["label"].tolist() == expected
+    torch.testing.assert_close(batch["image"], (Fast().images[expected] + 0.5) * 2 - 1, rtol=0, atol=1 / 127)
+
+
+def test_what_cannot_be_stacked_stays_a_list():
+    one = {"caption": "a", "boxes": torch.zeros(2, 4), "label": 3}
+    other = {"caption": "b", "boxes": torch.ones(1, 4), "label": 5}
+    batch = training.collated([one, other])
+    assert batch["caption"] == ["a", "b"] and [len(boxes) for boxes in batch["boxes"]] == [2, 1]
+    assert torch.equal(batch["label"], torch.tensor([3, 5]))
+
+
+def test_an_empty_dataset_is_refused():
+    with pytest.raises(InputError, match="empty"):
+        training.batches([], 0, TRAIN)
+
+
+# A run and its interruptions ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run of each kind that nothing disturbed."""
+    folders = {}
+    for kind in ("autoencoder", "diffusion"):
+        folders[kind] = tmp_path_factory.mktemp("runs") / kind
+        assert fit(task(kind), Pictures(), TRAIN, folders[kind]) == 8
+    return folders
+
+
+def logged(out: Path) -> list[dict[str, str]]:
+    """The rows of log.csv without the column that a clock decides."""
+    with open(out / "log.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def steps_logged(out: Path) -> list[int]:
+    return [int(row["step"]) for row in logged(out)]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Optimiser, averages, weights and log agree to the last bit."""
+    one, other = load_checkpoint(a / "checkpoint.pt"), load_checkpoint(b / "checkpoint.pt")
+    torch.testing.assert_close(one["task"], other["task"], rtol=0, atol=0)
+    assert (one["step"], one["config"]) == (other["step"], other["config"])
+    assert (a / "model/model.safetensors").read_bytes() == (b / "model/model.safetensors").read_bytes()
+    assert logged(a) == logged(b)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def resume(kind: str, out: Path) -> None:
+    assert fit(task(kind), Pictures(), TRAIN, out) == 8
+
+
+@BOTH
+def test_a_run_is_a_function_of_its_seed(kind, uninterrupted, tmp_path):
+    torch.rand(3)  # what was drawn before makes no difference
+    resume(kind, tmp_path / "same")
+    assert_same_run(tmp_path / "same", uninterrupted[kind])
+    fit(task(kind), Pictures(), replace(TRAIN, seed=1), tmp_path / "other")
+    assert contents(tmp_path / "other/model") != contents(uninterrupted[kind] / "model")
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_and_the_resumed_run_is_bit_identical(kind, number, uninterrupted, tmp_path):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="stopped at step 5 of 8"):
+        fit(at(4, task(kind), lambda: os.kill(os.getpid(), number)), Pictures(), TRAIN, tmp_path)
+    assert signal.getsignal(number) == before
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
+    resume(kind, tmp_path)
+    assert_same_run(tmp_path, uninterrupted[kind])
+
+
+@BOTH
+def test_a_run_broken_by_an_exception_goes_on_from_its_checkpoint_bit_identically(kind, uninterrupted, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fit(at(7, task(kind), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 6
+    resume(kind, tmp_path)
+    assert_same_run(tmp_path, uninterrupted[kind])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_run_goes_on_from_its_checkpoint_bit_identically(uninterrupted, tmp_path):
+    killed = subprocess.run([sys.executable, tiny.__file__, "diffusion", "4", str(tmp_path)], stderr=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    assert steps_logged(tmp_path) == [1, 2, 3, 4]
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
+    resume("diffusion", tmp_path)
+    assert_same_run(tmp_path, uninterrupted["diffusion"])
+
+
+def test_interrupting_twice_stops_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(at(4, task("autoencoder"), twice), Pictures(), TRAIN, tmp_path)
+
+
+def test_a_row_of_the_log_that_a_kill_cut_short_is_not_taken_for_another_steps(tmp_path, uninterrupted):
+    with pytest.raises(ZeroDivisionError):
+        fit(at(5, task("autoencoder"), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
+    with open(tmp_path / "log.csv", "a") as log:
+        log.write("2")  # of 20-odd
+    resume("autoencoder", tmp_path)
+    assert_same_run(tmp_path, uninterrupted["autoencoder"])
+    assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_kill_while_resuming_keeps_the_log(tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        fit(at(5, task("autoencoder"), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
+    before = (tmp_path / "log.csv").read_text()
+    monkeypatch.setattr(training.Log, "_row", lambda self, row: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        resume("autoencoder", tmp_path)
+    assert (tmp_path / "log.csv").read_text() == before
+
+
+def test_what_a_kill_left_beside_the_checkpoint_is_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fit(at(4, task("autoencoder"), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
+    (tmp_path / ".checkpoint.pt.123.tmp").write_bytes(b"half")
+    resume("autoencoder", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "checkpoint.pt", "log.csv", "model"}
+
+
+def test_a_finished_run_is_left_as_it_is_but_for_weights_that_a_kill_prevented(uninterrupted, tmp_path):
+    resume("autoencoder", tmp_path)
+    finished = contents(tmp_path)
+    resume("autoencoder", tmp_path)
+    assert contents(tmp_path) == finished
+    (tmp_path / "model/model.safetensors").unlink()
+    (tmp_path / "model/config.json").unlink()
+    resume("autoencoder", tmp_path)
+    assert contents(tmp_path) == finished
+
+
+@BOTH
+def test_the_saved_model_has_the_averaged_weights(kind, uninterrupted):
+    weights = load_file(uninterrupted[kind] / "model/model.safetensors")
+    average = load_checkpoint(uninterrupted[kind] / "checkpoint.pt")["task"]["ema"]["average"]
+    assert len(average) > 20
+    for name, value in average.items():
+        assert torch.equal(weights[name], value)
+
+
+@BOTH
+def test_sample_grids_are_drawn_without_disturbing_the_run(kind, uninterrupted, tmp_path):
+    fit(task(kind), Pictures(), replace(TRAIN, sample_every=4), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["0000004.png", "0000008.png"]
+    assert contents(tmp_path / "model") == contents(uninterrupted[kind] / "model")
+
+
+def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE"):
+        fit(task("autoencoder"), Pictures(), TRAIN, tmp_path)
+    assert not contents(tmp_path)
+
+
+# A budget in minutes ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def speed(monkeypatch, kind: str, seconds: float):
+    """A task each of whose steps takes that long by the clock that fit looks at."""
+    now = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    job = task(kind, MINUTES)
+    step = job.step
+
+    def slow(batch, n):
+        now[0] += seconds
+        return step(batch, n)
+
+    job.step = slow
+    yield job
+
+
+MINUTES = replace(TRAIN, minutes=0.5, steps=3, save_every=25)
+
+
+def test_minutes_become_steps_once_and_the_resumed_run_is_the_same(tmp_path, monkeypatch):
+    with speed(monkeypatch, "autoencoder", 1.2) as job:
+        assert fit(job, Pictures(), MINUTES, tmp_path / "whole") == 25
+    with speed(monkeypatch, "autoencoder", 1.2) as job, pytest.raises(ZeroDivisionError):
+        fit(at(22, job, lambda: 1 / 0), Pictures(), MINUTES, tmp_path / "broken")
+    with speed(monkeypatch, "autoencoder", 77) as job:
+        assert fit(job, Pictures(), MINUTES, tmp_path / "broken") == 25
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert steps_logged(tmp_path / "whole") == list(range(1, 26))
+
+
+def test_the_first_slow_steps_do_not_count_in_the_rate(tmp_path, monkeypatch):
+    with speed(monkeypatch, "autoencoder", 1.0) as job:
+        step, now = job.step, training.time.monotonic
+        late = [0.0]
+        monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now() + late[0]))
+
+        def compiled(batch, n):
+            late[0] += 50.0 * (n < 3)
+            return step(batch, n)
+
+        job.step = compiled
+        assert fit(job, Pictures(), MINUTES, tmp_path) == 30
+
+
+def test_a_run_stopped_before_the_rate_is_known_starts_again(tmp_path, monkeypatch):
+    with speed(monkeypatch, "autoencoder", 1.2) as job, pytest.raises(Stopped, match="starts again"):
+        fit(at(4, job, lambda: os.kill(os.getpid(), signal.SIGINT)), Pictures(), MINUTES, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+    with speed(monkeypatch, "autoencoder", 1.2) as job:
+        assert fit(job, Pictures(), MINUTES, tmp_path) == 25
+    assert steps_logged(tmp_path) == list(range(1, 26))
+
+
+# What goes wrong ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bad(match: str, *paths: Path):
+    """InputError of one line, and nothing that was there is changed."""
+    before = [contents(path) for path in paths]
+    with pytest.raises(InputError, match=match) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    assert [contents(path) for path in paths] == before
+
+
+def poisoned(job):
+    def poison():
+        with torch.no_grad():
+            next(job.model.parameters()).fill_(math.nan)
+
+    return poison
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_loss_that_is_not_a_number_stops_the_run_names_the_step_and_keeps_the_last_good_state(step, tmp_path):
+    job = task("autoencoder")
+    kept = "holds the last good state" if step > 3 else "nothing was saved yet"
+    with pytest.raises(FloatingPointError, match=f"step {step}: the loss is nan; .*{kept}"):
+        fit(at(step, job, poisoned(job)), Pictures(), TRAIN, tmp_path)
+    if step > 3:
+        state = load_checkpoint(tmp_path / "checkpoint.pt")
+        assert state["step"] == 3
+        assert all(value.isfinite().all() for value in state["task"]["model"].values())
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
+    job = task("autoencoder")
+    weight = next(job.model.parameters())
+    infinite = lambda: weight.register_hook(lambda gradient: gradient + math.inf)
+    with pytest.raises(FloatingPointError, match=r"step 5: the grad is (inf|nan)"):
+        fit(at(5, job, infinite), Pictures(), TRAIN, tmp_path)  # step 5 is followed by a checkpoint
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+SPOILT = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("step,loss\n1,0.5\n"),
+    "a list": lambda path: torch.save([1, 2], path),
+    "weights alone": lambda path: torch.save({"model": {}}, path),
+    "a pickle with code": lambda path: path.write_bytes(pickle.dumps(Evil(path.with_name("executed")), protocol=2)),
+    "a zipped pickle with code": lambda path: torch.save({"task": Evil(path.with_name("executed"))}, path),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_file_that_is_no_checkpoint_is_named_and_no_code_in_it_is_run(spoil, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fit(at(4, task("autoencoder"), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
+    SPOILT[spoil](tmp_path / "checkpoint.pt")
+    with bad("checkpoint.pt: truncated, or not a checkpoint of ours", tmp_path):
+        resume("autoencoder", tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_checkpoint_of_another_model_is_named(tmp_path, uninterrupted):
+    with pytest.raises(ZeroDivisionError):
+        fit(at(4, task("autoencoder"), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes((uninterrupted["diffusion"] / "checkpoint.pt").read_bytes())
+    with bad("checkpoint.pt: the checkpoint of another model .*encoder", tmp_path):
+        resume("autoencoder", tmp_path)
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_what_differs_is_named(tmp_path):
+    out = tmp_path / "run"
+    fit(task("autoencoder"), Pictures(), TRAIN, out, {"model": {"width": 8}})
+    with bad("holds another run \\(model.width differ", out):
+        fit(task("autoencoder"), Pictures(), TRAIN, out, {"model": {"width": 16}})
+    with bad("holds another run \\(train.lr, train.seed differ", out):
+        fit(task("autoencoder"), Pictures(), replace(TRAIN, lr=1.0, seed=3), out, {"model": {"width": 8}})
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("1")
+    with bad("is not empty and holds no run", tmp_path):
+        fit(task("autoencoder"), Pictures(), TRAIN, tmp_path)
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_a_file_where_the_folder_should_be_is_said_in_one_line(out, tmp_path):
+    (tmp_path / "file").write_text("1")
+    with bad("cannot be written", tmp_path):
+        fit(task("autoencoder"), Pictures(), TRAIN, tmp_path / out)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission_is_said_in_one_line(tmp_path):
+    tmp_path.chmod(0o500)
+    with bad("cannot be written"):
+        fit(task("autoencoder"), Pictures(), TRAIN, tmp_path / "run")
+
+
+@contextmanager
+def small_disk():
+    """Yields a function after which no file can grow beyond so many bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_keeps_the_old_checkpoint_and_the_run_goes_on_once_there_is_space(tmp_path, uninterrupted):
+    with small_disk() as limit, bad("checkpoint.pt: not written .*what was there before is unchanged"):
+        fit(at(4, task("autoencoder"), lambda: limit(50_000)), Pictures(), TRAIN, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
+    assert not list(tmp_path.glob(".*"))
+    resume("autoencoder", tmp_path)
+    assert_same_run(tmp_path, uninterrupted["autoencoder"])
+
+
+def test_a_disk_so_full_that_no_row_can_be_logged_is_said_in_one_line(tmp_path, uninterrupted, capsys):
+    with small_disk() as limit, bad("log.csv: not written"):
+        fit(at(4, task("autoencoder"), lambda: limit(1)), Pictures(), TRAIN, tmp_path)
+    resume("autoencoder", tmp_path)
+    assert_same_run(tmp_path, uninterrupted["autoencoder"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch", -1),
+        ("accumulate", 0),
+        ("save_every", 0),
+        ("warmup", -1),
+        ("workers", -1),
+        ("sample_every", -2),
+        ("weight_decay", -0.1),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("clip", 0.0),
+        ("minutes", 0.0),
+        ("ema", 1.0),
+        ("ema", -0.1),
+        ("accumulate", 5),
+    ],
+)
+def test_a_setting_out_of_range_is_named(field, value):
+    with pytest.raises(InputError, match=f"^{field}: "):
+        TrainConfig(**{field: value})
