@@ -347,6 +347,20 @@ def test_a_folder_of_nothing_but_broken_pictures_is_refused(tmp_path):
         folder[0]
 
 
+def test_pictures_that_workers_skip_are_counted_here(four):
+    bad = truncated(four / "9.jpg")
+    folder = ImageFolder(four, size=11)
+    list(batches(folder, 0, TrainConfig(steps=2, batch=5, workers=1)))
+    assert folder.skipped == [str(bad)]
+
+
+def test_a_worker_that_meets_a_broken_picture_says_so_in_one_line(four):
+    truncated(four / "9.jpg")
+    with pytest.raises(InputError) as error:
+        cache_latents(Pixels(), ImageFolder(four, size=11, strict=True), workers=1, progress=False)
+    assert str(error.value).startswith(str(four / "9.jpg: cannot be decoded")) and "\n" not in str(error.value)
+
+
 def test_a_picture_that_vanished_is_an_error_and_not_skipped(four):
     folder = ImageFolder(four, size=11)
     (four / "2.png").unlink()

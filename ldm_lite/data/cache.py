@@ -139,10 +139,13 @@ def _batches(dataset: Any, batch: int, epochs: int, workers: int) -> Iterator[di
     n = len(dataset)
     pairs = ([divmod(k, n)[::-1] for k in range(i, min(i + batch, n * epochs))] for i in range(0, n * epochs, batch))
     loader = DataLoader(Drawn(dataset), batch_sampler=pairs, collate_fn=_as_is, num_workers=workers)
-    for part in loader:
-        if "image" not in part:
-            raise InputError(f"{type(dataset).__name__}: items without image; they have {', '.join(part)}")
-        yield dict(part)
+    try:
+        for part in loader:
+            if "image" not in part:
+                raise InputError(f"{type(dataset).__name__}: items without image; they have {', '.join(part)}")
+            yield dict(part)
+    except InputError as error:  # one from a worker comes with its whole traceback, the message last
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("ldm_lite.config.InputError: ")) from None
 
 
 def _as_is(batch: Any) -> Any:

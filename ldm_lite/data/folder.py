@@ -110,8 +110,8 @@ class Pictures(Dataset):
     a choice).
 
     An item depends on (seed, epoch, row) alone. A picture that turns out broken is left out: the next readable row
-    takes its place, a warning says so the first time, and `skipped` lists each such picture (that this process met: the
-    workers of a DataLoader count for themselves). strict: InputError instead."""
+    takes its place, a warning says so the first time, and `skipped` lists each such picture that was met, here or by
+    the workers of a DataLoader. strict: InputError instead."""
 
     label_names: tuple[str, ...] = ()
 
@@ -124,8 +124,9 @@ class Pictures(Dataset):
         self.size, self.crop, self.flip = size, crop, flip
         self.strict, self.seed, self.count = strict, seed, count
         self.rows: list[int] = []  # those with a readable header
-        self.skipped: list[str] = []
-        self.broken: set[int] = set()
+        self.broken: (
+            Tensor | dict[int, bool]
+        ) = {}  # which pictures: a tensor that all workers share once rows are known
 
     def where(self, i: int) -> str:
         raise NotImplementedError
@@ -150,8 +151,10 @@ class Pictures(Dataset):
             raise InputError(
                 f"{source}: none of {len(broken)} images is readable ({self.where(broken[0][0])}: {broken[0][1]})"
             )
+        n = len(broken) + len(self.rows)
+        self.broken = torch.zeros(n, dtype=torch.bool).share_memory_()
         for i, why in broken:
-            self.reject(i, why, f"{len(broken)} of {len(broken) + len(self.rows)} images")
+            self.reject(i, why, f"{len(broken)} of {n} images")
         self.rows = self.rows[: self.count]
 
     def too_small(self, i: int, size: Size, smallest: int, n: int = 1) -> InputError:
@@ -167,8 +170,13 @@ class Pictures(Dataset):
             raise InputError(f"{self.where(i)}: cannot be decoded ({why}); remove it, or do without --data.strict")
         if not self.skipped:
             warnings.warn(f"{self.where(i)}: cannot be decoded ({why}); {of} skipped so far", stacklevel=4)
-        self.broken.add(i)
-        self.skipped.append(self.where(i))
+        self.broken[i] = True
+
+    @property
+    def skipped(self) -> list[str]:
+        """The broken pictures met so far."""
+        found = self.broken.nonzero().flatten().tolist() if isinstance(self.broken, Tensor) else self.broken
+        return [self.where(i) for i in found]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -182,7 +190,7 @@ class Pictures(Dataset):
         place, mirror, random = self.chances(row, epoch)
         for k in range(len(self)):
             i = self.rows[(row + k) % len(self)]
-            if i in self.broken:
+            if self.broken[i]:
                 continue
             source, about = self.fetch(i, random)
             try:

@@ -119,7 +119,7 @@ class HubImages(Pictures):
         if count < 1:
             raise InputError(f"count: {count} is not 1 or more")
         some = copy.copy(self)
-        some.rows, some.skipped, some.broken, some.streaming = [], [], set(), False
+        some.rows, some.broken, some.streaming = [], {}, False
         some.count, some.data = count, list(islice(self._arriving(), count))
         some.accept(some._headers(), self.source)
         return some
