@@ -22,9 +22,10 @@ class HubImages(Pictures):
     source: an id on the hub, a Parquet file, or a folder of Parquet files named as on the hub (data/train-00000-of-…).
     split: as `datasets` understands it, "train[:1000]" too; a single file is whatever split is asked for.
     image_key: the column of type Image; to be named when there are several and none is called image.
-    label_key: the column of type ClassLabel, its names are `label_names`; a column of numbers or words has to be named
-    here, and its sorted values are the classes. caption_key: a column of text called caption or text; of several
-    captions for one picture, `draw(row, epoch)` takes one.
+    label_key: the column of type ClassLabel, its names are `label_names`, -1 is a row that has no label; a column of
+    numbers or words has to be named here, and its sorted values are the classes.
+    caption_key: the column of text called caption, captions, text or prompt; of several captions for one picture,
+    `draw(row, epoch)` takes one.
     revision: the commit on the hub, for runs that others shall repeat.
     crop, flip, strict, seed, count, `skipped`, errors: as ImageFolder.
 
@@ -33,7 +34,7 @@ class HubImages(Pictures):
     `cache_latents` accept.
 
     Ids worth knowing, with their terms (read the card before use; tags of mirrors are not the owners'):
-    "korexyz/celeba-hq-256x256", "mattymchen/celeba-hq" (CelebA-HQ, 28,000 + 2,000: non-commercial research only, no
+    "mattymchen/celeba-hq", "korexyz/celeba-hq-256x256" (CelebA-HQ, 28,000 + 2,000: non-commercial research only, no
     picture may be redistributed, not even in a notebook's output); "Ryan-sjtu/celebahq-caption" (the same with text);
     "tglcourse/lsun_church_train" (LSUN churches, 119,915 + 6,312; its labels mean nothing), "pcuenq/lsun-bedrooms" (a
     fifth of the bedrooms, 287,968 + 15,157): LSUN states no licence. Datasets that are scripts no longer load."""
@@ -47,12 +48,12 @@ class HubImages(Pictures):
         flip: bool = False,
         strict: bool = False,
         seed: int = 0,
-        count: int | None = None,
         streaming: bool = False,
         image_key: str | None = None,
         label_key: str | None = None,
         caption_key: str | None = None,
         revision: str | None = None,
+        count: int | None = None,
     ):
         super().__init__(size, crop, flip, strict, seed, count)
         self.source, self.split, self.streaming, self.revision = str(source), split, streaming, revision
