@@ -782,12 +782,31 @@ def test_a_cache_of_anything_else_is_made_again(stage, tmp_path, change):
     )
 
 
-def test_a_changed_picture_in_a_folder_makes_the_cache_again(tmp_path):
+class Every:
+    """Rows of a dataset, with no more said about it."""
+
+    def __init__(self, data, rows):
+        self.data, self.rows = data, rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.data[self.rows[row]]
+
+
+@pytest.mark.parametrize(
+    "around", [lambda data: data, lambda data: Every(data, range(9)), lambda data: Subset(data, range(9))]
+)
+def test_a_changed_picture_in_a_folder_makes_the_cache_again(tmp_path, around):
     for i in range(9):
         saved(tmp_path / "photos" / f"{i}.png", gradient(8, 8, offset=9 * i))
-    cache_latents(Pixels(), ImageFolder(tmp_path / "photos", size=8), tmp_path, progress=False)
+    cache_latents(Pixels(), around(ImageFolder(tmp_path / "photos", size=8)), tmp_path, progress=False)
+    before = (tmp_path / FILE).stat().st_mtime_ns
+    cache_latents(Pixels(), around(ImageFolder(tmp_path / "photos", size=8)), tmp_path, progress=False)
+    assert (tmp_path / FILE).stat().st_mtime_ns == before
     saved(tmp_path / "photos" / "3.png", gradient(9, 9, offset=99))
-    folder = ImageFolder(tmp_path / "photos", size=8)
+    folder = around(ImageFolder(tmp_path / "photos", size=8))
     found = cache_latents(Pixels(), folder, tmp_path, progress=False)
     torch.testing.assert_close(found[3]["z"], folder[3]["image"], atol=5e-4, rtol=0)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from ..config import InputError, whole
 
@@ -191,17 +191,16 @@ def _key(first_stage: nn.Module, dataset: Any, sample: bool, epochs: int) -> str
     return digest.hexdigest()
 
 
-def identity(dataset: Any) -> str:
-    """A line that differs when the items of a dataset may: its `identity`, its repr, or its plain attributes."""
-    if isinstance(dataset, Subset):
-        return f"{identity(dataset.dataset)} rows {hashlib.sha256(repr(list(dataset.indices)).encode()).hexdigest()}"
-    if hasattr(dataset, "identity"):
-        return dataset.identity
-    text = repr(dataset)
-    if " at 0x" not in text:
-        return text
-    plain = {k: v for k, v in vars(dataset).items() if isinstance(v, (str, int, float, tuple, type(None)))}
-    return f"{type(dataset).__name__} {sorted(plain.items())}"
+def identity(value: Any) -> str:
+    """A line that differs when the items of a dataset may: its `identity`, or its type and what it is made of."""
+    if hasattr(value, "identity"):
+        return value.identity
+    if isinstance(value, Tensor):
+        return hashlib.sha256(_bytes(value)).hexdigest()
+    if hasattr(value, "__getitem__") and hasattr(value, "__dict__"):  # a dataset, perhaps around another
+        return f"{type(value).__name__}({', '.join(f'{k}={identity(v)}' for k, v in vars(value).items())})"
+    text = repr(value)
+    return "" if " at 0x" in text else text
 
 
 def _bytes(value: Tensor) -> memoryview:
