@@ -39,12 +39,12 @@ TIMES = "times.json"  # beside the sources: how long each notebook took, by mode
 MODES = ("fast", "full")
 
 SETUP = f"""\
-# This cell is the same in every notebook. On Colab it installs the package; elsewhere it installs nothing.
+# The same in every notebook: on Colab it installs the package, elsewhere it installs nothing.
 import importlib.util
 import sys
 
 if importlib.util.find_spec("ldm_lite") is None:
-    assert "google.colab" in sys.modules, "ldm_lite is not installed. In a clone, `make lab` installs and opens it."
+    assert "google.colab" in sys.modules, "ldm_lite is missing: run `make lab` in a clone"
     %pip install -q "ldm-lite @ git+{REPOSITORY}"
 
 from ldm_lite.course import setup
@@ -75,7 +75,9 @@ class Exercise:
     wrong: str
 
     def code(self, answer: Literal["stub", "solution", "wrong"] = "stub") -> str:
-        return f"{getattr(self, answer)}\n\n{self.check}"
+        mine = getattr(self, answer)
+        indented = mine.splitlines()[-1][:1].isspace()  # after a function, two lines: as ruff formats it
+        return mine + ("\n\n\n" if indented else "\n\n") + self.check
 
     def cells(self, number: int) -> list[Cell]:
         stars = "★" * self.difficulty + "☆" * (3 - self.difficulty)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,17 @@ def canvas(width: float = 8.0, height: float = 3.0, columns: int = 1, **settings
 
 def png(figure: Figure) -> bytes:
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
-    file = io.BytesIO()
+    figure.set_dpi(DPI)
+    canvas, file = FigureCanvasAgg(figure), io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        canvas.draw()
+    # without the alpha channel, and packed as tightly as PNG can: the notebook file carries every figure
+    Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB").save(
+        file, "PNG", optimize=True
+    )
     return file.getvalue()
 
 
@@ -78,7 +86,13 @@ def display_png(data: bytes, words: str) -> None:
     # the raw form works from IPython 7 on; Image(alt=...) does not
     bundle = {"image/png": base64.b64encode(data).decode(), "text/plain": words}
     display(bundle, raw=True, metadata={"image/png": {"alt": words}})
-    display({"text/markdown": f"*{words}*", "text/plain": words}, raw=True)
+    display({"text/markdown": caption(words), "text/plain": words}, raw=True)
+
+
+def caption(words: str) -> str:
+    """The line below a figure, as Markdown in which nothing but the slant is markup."""
+    escaped = re.sub(r"([*_`<>[$\\])", r"\\\1", words)
+    return f"*{escaped}*"
 
 
 def interactive() -> bool:
@@ -157,9 +171,9 @@ def grid(
 
 
 def pixels(image: Tensor) -> Any:
-    """(3, H, W) in [-1, 1] -> a uint8 array (H, W, 3)."""
+    """(3, H, W) in [-1, 1] -> a uint8 array (H, W, 3) of even numbers: one bit less, and a file a quarter smaller."""
     levels = (image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
-    return levels.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return (levels.round().to(torch.uint8) // 2 * 2).permute(1, 2, 0).numpy()
 
 
 def enlarged(images: Tensor, side: int) -> Tensor:
