@@ -385,7 +385,7 @@ def ran(source: Source, mode: str, timeout: int) -> tuple[dict[str, Any], float]
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.from_dict(document(source))
+    notebook = nbformat.reads(json.dumps(document(source)), as_version=4)
     place = {"metadata": {"path": str(source.notebook.parent)}}
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", store_widget_state=False, resources=place)
     ours = {"LDM_LITE_FAST": "1" if mode == "fast" else "0", "LDM_LITE_WIDGETS": "0"}
