@@ -4,7 +4,8 @@ A recipe is a frozen dataclass: data, model and training. `ldm-lite train NAME` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,9 @@ from .unet import UNet, UNetConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. path: "scenes" (built in), a folder of images, a Parquet file, or a hub id as hub:owner/name."""
+    """Which images."""
 
-    path: str = "scenes"
+    path: str = "scenes"  # the built-in scenes, or a folder of images, a Parquet file, a hub id as hub:owner/name
     size: int = 64  # pixels
     count: int | None = None  # only the first so many
     crop: Literal["center", "random"] = "center"
@@ -38,23 +39,43 @@ class DataConfig:
 
 
 def dataset(config: DataConfig, split: str = "train") -> Any:
-    """The dataset that a DataConfig names. Folders have no splits: they are the same for each."""
+    """The dataset that a DataConfig names. Where images come without splits, every twentieth is kept for validation."""
     from . import data
 
     if config.path == "scenes":
-        return data.Scenes(split=split, size=config.size, count=config.count)
+        return data.Scenes(split=split, size=config.size, count=config.count if split == "train" else None)
+    if config.path == "photographs" and not Path(config.path).exists():
+        raise InputError("data.path: whose photographs? give a folder with --data PATH")
     settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
     if config.path.startswith("hub:"):
         images = data.HubImages(config.path.removeprefix("hub:"), split=split, **settings)
-    elif config.path.endswith(".parquet"):
-        images = data.HubImages(config.path, **settings)
+        rows = range(len(images))
     else:
-        images = data.ImageFolder(config.path, **settings)
-    if config.count is not None and config.count < len(images):
-        from torch.utils.data import Subset
+        kind = data.HubImages if config.path.endswith(".parquet") else data.ImageFolder
+        images = kind(config.path, **settings)
+        kept = [row for row in range(len(images)) if (row % 20 == 19) == (split != "train")]
+        rows = kept or range(len(images))  # too few to keep any
+    return Part(images, list(rows)[: config.count if split == "train" else None])
 
-        return Subset(images, range(config.count))
-    return images
+
+class Part:
+    """Some rows of a dataset, as a dataset."""
+
+    def __init__(self, data: Any, rows: Sequence[int]):
+        self.data, self.rows = data, rows
+        self.label_names = getattr(data, "label_names", ())
+
+    def __repr__(self) -> str:
+        return f"Part({self.data!r}, {len(self.rows)} rows from {self.rows[0]} to {self.rows[-1]})"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.data[self.rows[row]]
+
+    def draw(self, row: int, epoch: int) -> dict[str, Any]:
+        return self.data.draw(self.rows[row], epoch)
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ class DiffusionRecipe:
     has not been, or "pixels"."""
 
     first_stage: str
-    model: UNetConfig = UNetConfig()
+    model: UNetConfig = UNetConfig(head_channels=32)
     schedule: VariancePreserving = VariancePreserving()
     predicts: Literal["eps", "z0", "v"] = "eps"
     distance: Literal["l2", "l1"] = "l2"
@@ -193,20 +214,40 @@ PAPER = {
 
 # On the built-in scenes, at sizes that a laptop trains --------------------------------------------------------------
 
+_SCENES_AE = AutoencoderConfig(channels=4, width=24, mult=(1, 2, 4), blocks=1, mid_attention=False)
+_SCENES_UNET = UNetConfig(channels=4, width=64, mult=(1, 2, 2), blocks=2, attend_at=(2, 4), head_channels=32, vector=64)
+
+
+def _quick(steps: int, batch: int, lr: float, ema: float, **more: Any) -> TrainConfig:
+    """Few steps at a high rate that falls to zero: for minutes instead of days."""
+    return TrainConfig(
+        steps=steps, batch=batch, lr=lr, ema=ema, decay="cosine", betas=(0.9, 0.99), weight_decay=0.0, **more
+    )
+
+
 SCENES = {
     "scenes-kl4": AutoencoderRecipe(
-        AutoencoderConfig(channels=4, width=24, mult=(1, 2, 4), blocks=1, mid_attention=False),
-        DataConfig(),
-        TrainConfig(steps=12_000, batch=16, lr=1e-3, decay="cosine", warmup=100, weight_decay=0.0, ema=0.999),
-        kl_weight=1e-3,
+        _SCENES_AE, DataConfig(), _quick(8_000, 8, 2e-3, 0.999, sample_every=2000), kl_weight=1e-3
     ),
     "scenes-ldm4": DiffusionRecipe(
         "scenes-kl4",
-        UNetConfig(channels=4, width=64, mult=(1, 2, 3), blocks=1, attend_at=(2, 4), head_channels=32, vector=64),
+        _SCENES_UNET,
         predicts="v",
         labels=_scene_labels(),
-        data=DataConfig(count=30_000),
-        train=TrainConfig(steps=30_000, batch=64, lr=5e-4, decay="cosine", warmup=200, ema=0.9995),
+        data=DataConfig(count=20_000),
+        train=_quick(16_000, 32, 1e-3, 0.999, sample_every=2000),
+    ),
+    # what `ldm-lite demo` trains, each for its share of the minutes
+    "demo-kl4": AutoencoderRecipe(
+        replace(_SCENES_AE, width=16), DataConfig(), _quick(1_800, 16, 2e-3, 0.995, warmup=50), kl_weight=1e-3
+    ),
+    "demo-ldm4": DiffusionRecipe(
+        "demo-kl4",
+        replace(_SCENES_UNET, blocks=1),
+        predicts="v",
+        labels=_scene_labels(),
+        data=DataConfig(count=10_000),
+        train=_quick(1_500, 32, 1e-3, 0.995),
     ),
 }
 

@@ -377,7 +377,7 @@ def moved(batch: Mapping[str, Any], place: torch.device) -> dict[str, Any]:
 # The loop -----------------------------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """The run was interrupted; its checkpoint is saved."""
 
 
@@ -441,19 +441,8 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
 
 def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]) -> tuple[TrainConfig, int]:
     """Claims `out` for this run, or loads what it holds of it: the config (its steps fixed) and the next step."""
-    this = {"about": to_dict(about), "train": to_dict(config)}
-    mark, saved = out / "run.json", out / "checkpoint.pt"
-    if mark.exists():
-        there = read(mark)
-        if there != this:
-            changed = sorted(differences(there, this))
-            raise InputError(
-                f"{out}: holds another run ({', '.join(changed)} differ); choose another --out or --restart"
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty and holds no run; choose another --out")
-    else:
-        write(mark, this)
+    claimed(out, config, about)
+    saved = out / "checkpoint.pt"
     for left in out.glob(f".{saved.name}.*.tmp"):  # by a run that was killed while it saved
         left.unlink()
     if not saved.exists():
@@ -465,6 +454,23 @@ def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{saved}: the checkpoint of another model ({reason})") from None
     return replace(config, steps=state["config"]["steps"], minutes=None), state["step"]
+
+
+def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
+    """Writes out/run.json, what this run is. InputError when `out` holds another run, or anything else."""
+    this = {"about": to_dict(about), "train": to_dict(config)}
+    mark = out / "run.json"
+    if mark.exists():
+        there = read(mark)
+        if there != this:
+            changed = sorted(differences(there, this))
+            raise InputError(
+                f"{out}: holds another run ({', '.join(changed)} differ); choose another --out or --restart"
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty and holds no run; choose another --out")
+    else:
+        write(mark, this)
 
 
 def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:
@@ -494,6 +500,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: truncated, or not a checkpoint of ours ({reason}); delete it to start again"
         ) from None
+
+
+def seconds(out: str | Path) -> float:
+    """How long the steps in out/log.csv took, over all the times the run was resumed."""
+    with open(Path(out) / "log.csv", newline="", encoding="utf-8") as file:
+        return max((float(row["seconds"]) for row in csv.DictReader(file)), default=0.0)
 
 
 def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:
@@ -533,6 +545,7 @@ class Log:
 
     def __init__(self, out: Path, step: int, config: TrainConfig):
         self.path, self.start, self.config, self.out = out / "log.csv", step, config, out
+        self.before, self.began = 0.0, time.monotonic()
 
     def __enter__(self) -> Log:
         from tqdm.auto import tqdm
@@ -549,6 +562,8 @@ class Log:
         self.file = open(self.path, "a", newline="", encoding="utf-8", buffering=1)  # a row at a time
         if self.writer:
             self.writer = csv.DictWriter(self.file, self.writer.fieldnames, extrasaction="ignore")
+        if kept:
+            self.before = float(kept[-1]["seconds"])
         total = None if self.config.minutes else self.config.steps
         self.bar = tqdm(
             total=total, initial=self.start, unit="step", desc=self.out.name, dynamic_ncols=True, mininterval=1
@@ -575,7 +590,8 @@ class Log:
         self.bar.refresh()
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._row({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}})
+        spent = self.before + time.monotonic() - self.began
+        self._row({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}, "seconds": f"{spent:.2f}"})
         loss = numbers["loss"]
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)

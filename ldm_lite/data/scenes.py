@@ -24,7 +24,7 @@ LABELS = tuple(f"{time} {biome}" for time in TIMES for biome in BIOMES)
 OBJECTS = ("house", "tree", "pine", "cactus", "boat")
 SEGMENTS = ("sky", "sun", "moon", "mountain", *BIOMES, *OBJECTS)
 COLOURS = ("red", "blue", "yellow", "white")
-SPLITS = {"train": 1_000_000_000, "validation": 10_000, "test": 10_000}
+SPLITS = {"train": 1_000_000, "validation": 10_000, "test": 10_000}
 
 HOUSE, TREE, PINE, CACTUS, BOAT = range(5)
 LIVES = ((HOUSE, TREE, PINE), (HOUSE, PINE, HOUSE), (HOUSE, CACTUS, CACTUS), (BOAT, BOAT, BOAT))  # by biome

@@ -1,0 +1,449 @@
+"""ldm-lite train | sample | evaluate | encode | convert | demo. Options are made from the dataclasses by tyro.
+
+A mistake in the input is one line and exit status 2, with nothing overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import InputError, suggest
+
+COMMANDS = {
+    "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
+    "sample": 'pictures from a model: ldm-lite sample MODEL --label "night snow" -n 16 -o out.png',
+    "evaluate": "held-out metrics of a model: ldm-lite evaluate MODEL",
+    "encode": "latents of a folder of images: ldm-lite encode MODEL FOLDER -o latents.safetensors",
+    "convert": "a model in another precision: ldm-lite convert MODEL FOLDER --dtype fp16",
+    "demo": "learn a small latent diffusion model from nothing: ldm-lite demo [--minutes M]",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 2 for a mistake in the input, 1 for a failed run, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(f"usage: ldm-lite COMMAND …   (ldm-lite COMMAND --help)\n\n{listed(COMMANDS)}")
+            return 0
+        command, rest = arguments[0], arguments[1:]
+        if command == "--version":
+            from . import __version__
+
+            print(__version__)
+            return 0
+        if command not in COMMANDS:
+            raise suggest(command, COMMANDS, "command")
+        return globals()[command](rest) or 0
+    except InputError as error:
+        print(f"ldm-lite: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"ldm-lite: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"\nldm-lite: {error or 'stopped'}", file=sys.stderr)
+        return 130
+
+
+def listed(rows: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<20} {what}" for name, what in rows.items())
+
+
+# Options ------------------------------------------------------------------------------------------------------------
+
+
+def options(cls: Any, default: Any, arguments: list[str], program: str, about: str = "") -> Any:
+    """A dataclass read from the command line by tyro. InputError, in one line, for what it does not take."""
+    import tyro
+
+    known = flags(default)
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if name.startswith("--") and name != "--help" and name not in known:
+            raise suggest(name, [k for k in known if not k.startswith("--no-")], f"option of {program}")
+    # options keep their underscores: they are the names of the fields
+    screen = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(screen):
+            return tyro.cli(
+                cls, args=arguments, default=default, prog=program, description=about, use_underscores=True,
+                config=(tyro.conf.FlagConversionOff,), add_help=True,
+            )  # fmt: skip
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(one_line(screen.getvalue())) from None
+    except ValueError as error:  # a config that checks itself
+        raise InputError(str(error)) from None
+
+
+def one_line(screen: str) -> str:
+    """What tyro's framed message says, without the frame."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", screen)
+    words = [line.strip("│╭╮╰╯─ \t") for line in plain.splitlines()]
+    kept = [w for w in words if w and "Parsing error" not in w and not w.startswith(("For full helptext", "usage:"))]
+    return "; ".join(kept) or "the options could not be read"
+
+
+def flags(settings: Any, prefix: str = "--") -> list[str]:
+    """The options of a dataclass and of the dataclasses in it."""
+    names = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names += flags(value, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def taken(arguments: list[str], program: str, what: str, many: int) -> tuple[list[str], list[str]]:
+    """The leading arguments that are no options, and the rest. InputError when there are not `many`."""
+    first = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    if "--help" in arguments or "-h" in arguments:
+        return arguments[:first], ["--help"]
+    if first != many:
+        raise InputError(f"{program} needs {what}")
+    return arguments[:first], arguments[first:]
+
+
+def replaced(arguments: list[str], short: dict[str, str]) -> list[str]:
+    """The arguments with short names written out: -n as --n, --data as --data.path."""
+    out = []
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        out.append(short.get(name, name) + sign + value)
+    return out
+
+
+# Commands -----------------------------------------------------------------------------------------------------------
+
+
+def train(arguments: list[str]) -> None:
+    from . import runs
+    from .presets import PRESETS, recipe
+
+    names, rest = taken(arguments, "ldm-lite train", f"a preset: {', '.join(PRESETS)}", 1)
+    if rest == ["--help"] and not names:
+        print(
+            f"usage: ldm-lite train PRESET [--out FOLDER] [--restart] [--config FILE] [options]\n\n{presets_listed()}"
+        )
+        print("\nldm-lite train PRESET --help lists a preset's options.")
+        return
+    chosen, name = recipe(names[0]), names[0]
+    rest, out, restart, file = own(rest, Path("runs") / name)
+    if file is not None:
+        from .config import from_dict, read
+
+        chosen = from_dict(type(chosen), read(file), str(file))
+    if rest != ["--help"]:
+        rest = replaced(rest, {"--data": "--data.path", "--steps": "--train.steps", "--minutes": "--train.minutes"})
+    chosen = options(
+        type(chosen), chosen, rest, f"ldm-lite train {name}", "Also: --out FOLDER, --restart, --config FILE."
+    )
+    emptied(out, restart)
+    if runs.finished(out):
+        runs.claim(out, chosen)
+        print(f"{out} is finished: {out / 'model' / 'card.md'}; --restart trains it anew")
+        return
+    model = runs.train(chosen, out, shlex.join(["ldm-lite", "train", *arguments]))
+    print((model / "card.md").read_text(encoding="utf-8"))
+    print(f"weights: {model}")
+
+
+def presets_listed() -> str:
+    from .presets import PRESETS, AutoencoderRecipe
+
+    def about(recipe: Any) -> str:
+        kind = "first stage" if isinstance(recipe, AutoencoderRecipe) else f"diffusion in {recipe.first_stage}"
+        return f"{kind}, on {recipe.data.path} at {recipe.data.size} px"
+
+    return listed({name: about(recipe) for name, recipe in PRESETS.items()})
+
+
+def own(arguments: list[str], out: Path) -> tuple[list[str], Path, bool, Path | None]:
+    """Takes --out, --restart and --config, which are of the command and not of the recipe, from the arguments."""
+    rest, restart, file = [], False, None
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, _, value = argument.partition("=")
+        if name == "--restart":
+            restart = True
+        elif name in ("--out", "-o", "--config"):
+            value = value or next(waiting, "")
+            if not value:
+                raise InputError(f"{name}: a path is needed after it")
+            out, file = (out, Path(value)) if name == "--config" else (Path(value), file)
+        else:
+            rest.append(argument)
+    return rest, out, restart, file
+
+
+def emptied(out: Path, restart: bool) -> None:
+    """Removes the run in `out` when a restart is asked for. InputError when `out` holds something else."""
+    if restart and out.exists() and any(out.iterdir()):
+        if not any((out / mark).is_file() for mark in ("run.json", "demo.json")):
+            raise InputError(f"{out}: holds no run of ours, so --restart does not remove it; choose another --out")
+        shutil.rmtree(out)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    label: tuple[str, ...] = ()  # of the classes; several are drawn in turn, none draws all in turn
+    n: int = 16  # pictures; also -n
+    steps: int = 30  # of the sampler
+    guidance: float = 2.0  # 1 is none
+    eta: float = 0.0  # 0 is DDIM, 1 is DDPM
+    sampler: str = "ddim"
+    size: int = 0  # pixels; 0 is the size that the model was trained at
+    seed: int = 0
+    columns: int = 0  # of the grid; 0 chooses
+    output: Path = Path("samples.png")  # also -o
+
+    def __post_init__(self) -> None:
+        for name in ("n", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} is not 1 or more")
+        for name in ("size", "columns"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)} is below 0")
+
+
+def sample(arguments: list[str]) -> None:
+    from .latent import SAMPLERS, LatentDiffusion
+
+    names, rest = taken(arguments, "ldm-lite sample", "a model: a run's folder or shipped weights", 1)
+    rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
+    settings = options(SampleConfig, SampleConfig(), rest, "ldm-lite sample MODEL", sample_help(names))
+    if settings.sampler not in SAMPLERS:
+        raise suggest(settings.sampler, SAMPLERS, "sampler")
+    writable(settings.output)
+    model = LatentDiffusion.load(names[0])
+    classes = getattr(model.conditioner, "names", ())
+    chosen = [model.conditioner.index(label) for label in settings.label] if classes else []
+    if settings.label and not classes:
+        raise InputError(f"label: {names[0]} is an unconditional model")
+
+    import torch
+
+    from .runs import autocast, steady_allocator
+    from .training import device
+
+    steady_allocator()
+    model = model.to(device())
+    chosen = chosen or list(range(len(classes)))
+    batch = {"label": torch.tensor([chosen[i % len(chosen)] for i in range(settings.n)])} if chosen else {}
+    size = settings.size or trained_size(names[0])
+    with autocast(model.device):
+        images = model.sample(
+            batch, n=settings.n, sampler=settings.sampler, steps=settings.steps, size=size, seed=settings.seed,
+            guidance=settings.guidance if classes else 1.0, wrap=progress(settings.steps), eta=settings.eta,
+        )  # fmt: skip
+    columns = settings.columns or min(8, max(1, round(settings.n**0.5 * 1.3)))
+    save_grid(images, settings.output, columns)
+    print(f"{settings.output}: {settings.n} samples, {settings.steps} steps, guidance {settings.guidance:g}")
+
+
+def sample_help(names: list[str]) -> str:
+    """The description in --help: the labels of the model that is named, or of all shipped weights."""
+    from .config import read
+    from .latent import found, shipped
+
+    lines = []
+    for name in names or shipped():
+        labels = read(found(name) / "config.json").get("conditioner", {}).get("names", [])
+        lines.append(f"Labels of {name}: {', '.join(labels) or 'none, it is unconditional'}.")
+    return "\n\n".join(lines or ["No weights are shipped; train some with: ldm-lite train scenes-ldm4"])
+
+
+def trained_size(name: str) -> int:
+    """The size in pixels that a model was trained at, from the metrics beside it; 64 when there are none."""
+    from .config import read
+    from .latent import found
+
+    beside = found(name) / "metrics.json"
+    return int(read(beside).get("size", 64)) if beside.is_file() else 64
+
+
+def progress(steps: int) -> Any:
+    """A wrapper around predict that moves a progress bar, shown on a terminal only."""
+    from tqdm.auto import tqdm
+
+    def wrap(predict: Any) -> Any:
+        bar = tqdm(total=steps, unit="step", desc="sample", leave=False, disable=None)
+
+        def moved(z: Any, t: Any) -> Any:
+            bar.update()
+            return predict(z, t)
+
+        return moved
+
+    return wrap
+
+
+def writable(path: Path) -> None:
+    """InputError, before any work, when a picture cannot be written there."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"output: {path} is not a .png, .jpg or .webp file")
+    from .config import whole
+
+    held = whole(path)
+    held.__enter__().unlink()
+
+
+def save_grid(images: Any, path: Path, columns: int) -> None:
+    """Images (n, 3, H, W) in [-1, 1] as one picture, whole or not at all."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    from .config import whole
+
+    kind = {"jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}.get(path.suffix.lower()[1:], "PNG")
+    with whole(path) as temporary:
+        to_pil_image(make_grid((images + 1) / 2, nrow=columns, padding=2)).save(temporary, kind)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    n: int = 256  # samples that are read back
+    steps: int = 30
+    guidance: float = 2.0
+    size: int = 64  # pixels
+    seed: int = 0
+    output: Path | None = None  # a .json file for the numbers; also -o
+
+    def __post_init__(self) -> None:
+        for name in ("n", "steps", "size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} is not 1 or more")
+
+
+def evaluate(arguments: list[str]) -> None:
+    """On the built-in scenes: how well the first stage reconstructs, and how often a sample shows its label."""
+    import json
+
+    from . import runs
+    from .presets import AutoencoderRecipe, DataConfig, load_first_stage
+    from .training import device
+
+    about = "Reconstruction (psnr, dB) on held-out scenes, and the share of guided samples that show their label."
+    names, rest = taken(arguments, "ldm-lite evaluate", "a model: a run's folder or shipped weights", 1)
+    rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
+    settings = options(EvaluateConfig, EvaluateConfig(), rest, "ldm-lite evaluate MODEL", about)
+    stage = load_first_stage(names[0])
+    numbers = runs.first_stage_metrics(stage, AutoencoderRecipe(data=DataConfig(size=settings.size)))
+    model = loaded_if_whole(names[0])
+    if model is not None and getattr(model.conditioner, "names", ()):
+        numbers |= runs.obedience(
+            model.to(device()), settings.n, settings.size, settings.guidance, settings.steps, settings.seed
+        )
+    if settings.output is not None:
+        from .config import write
+
+        write(settings.output, numbers)
+    print(json.dumps(numbers, indent=2))
+
+
+def loaded_if_whole(name: str) -> Any:
+    """The LatentDiffusion of this name, or None where it is only a first stage."""
+    from .config import read
+    from .latent import LatentDiffusion, found
+
+    kind = read(found(name) / "config.json").get("type")
+    return LatentDiffusion.load(name) if kind == "LatentDiffusion" else None
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    size: int = 64  # pixels; images are resized and cropped to it
+    output: Path = Path("latents.safetensors")  # also -o
+    picture: Path | None = None  # a grid of the first images above their reconstructions
+
+
+def encode(arguments: list[str]) -> None:
+    from .data import ImageFolder, cache_latents
+    from .presets import load_first_stage
+    from .runs import reconstructed
+    from .training import device
+
+    about = (
+        "Writes z (N, C, H/f, W/f), the means of the posterior in the model's scale, in the order of the sorted files."
+    )
+    names, rest = taken(arguments, "ldm-lite encode", "a model and a folder of images", 2)
+    rest = replaced(rest, {"-o": "--output", "--out": "--output"})
+    settings = options(EncodeConfig, EncodeConfig(), rest, "ldm-lite encode MODEL FOLDER", about)
+    if settings.output.suffix != ".safetensors":
+        raise InputError(f"output: {settings.output} is not a .safetensors file")
+    stage = load_first_stage(names[0]).to(device())
+    if settings.size % stage.f:
+        raise InputError(f"size: {settings.size} is not divisible by f = {stage.f}")
+    images = ImageFolder(names[1], size=settings.size)
+    latents = cache_latents(stage, images)
+    z = latents.batch(list(range(len(latents))))["z"].contiguous()
+    from safetensors.torch import save_file
+
+    from .config import whole
+
+    with whole(settings.output) as temporary:
+        save_file({"z": z}, temporary)
+    if settings.picture is not None:
+        import torch
+
+        some = torch.stack([images[i]["image"] for i in range(min(8, len(images)))])
+        save_grid(torch.cat([some, reconstructed(stage, some)]), settings.picture, len(some))
+    print(f"{settings.output}: z {tuple(z.shape)}, mean {z.mean():.3f}, standard deviation {z.std():.3f}")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    dtype: str = "fp16"  # of the weights in the file: fp32, fp16 or bf16
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("fp32", "fp16", "bf16"):
+            raise InputError(f"dtype: {self.dtype} is not fp32, fp16 or bf16")
+
+
+def convert(arguments: list[str]) -> None:
+    import torch
+
+    from .latent import LatentDiffusion, found
+
+    about = "Copies a latent diffusion model, with its card, in another precision: for instance to publish it."
+    names, rest = taken(arguments, "ldm-lite convert", "a model and the folder to write", 2)
+    settings = options(ConvertConfig, ConvertConfig(), rest, "ldm-lite convert MODEL FOLDER", about)
+    source, target = found(names[0]), Path(names[1])
+    if target.exists() and any(p.name not in PUBLISHED for p in target.iterdir()):
+        raise InputError(f"{target}: holds something other than a model; choose another folder")
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    LatentDiffusion.load(names[0]).save(target, kinds[settings.dtype])
+    for name in ("metrics.json", "card.md"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    total = (target / "model.safetensors").stat().st_size
+    print(f"{target}: {settings.dtype}, {total / 1e6:.1f} MB")
+
+
+PUBLISHED = ("model.safetensors", "config.json", "metrics.json", "card.md")
+
+
+def demo(arguments: list[str]) -> int:
+    from .demo import DemoConfig, run
+
+    rest, out, restart, _ = own(arguments, Path("runs/demo"))
+    about = "Learns a latent diffusion model on the built-in scenes, end to end. Also: --out FOLDER, --restart."
+    settings = options(DemoConfig, DemoConfig(), rest, "ldm-lite demo", about)
+    emptied(out, restart)
+    return run(settings, out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
