@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for a mistake in the input, 1 for a failed run, 130 when interrupted."""
+    """Runs a command; returns the exit status: 2 for a mistake in the input, 1 for a failed run, 130 if interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -235,7 +235,7 @@ def sample(arguments: list[str]) -> None:
 
     import torch
 
-    from .runs import autocast, steady_allocator
+    from .runs import autocast, save_grid, steady_allocator
     from .training import device
 
     steady_allocator()
@@ -300,18 +300,6 @@ def writable(path: Path) -> None:
     held.__enter__().unlink()
 
 
-def save_grid(images: Any, path: Path, columns: int) -> None:
-    """Images (n, 3, H, W) in [-1, 1] as one picture, whole or not at all."""
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
-
-    from .config import whole
-
-    kind = {"jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}.get(path.suffix.lower()[1:], "PNG")
-    with whole(path) as temporary:
-        to_pil_image(make_grid((images + 1) / 2, nrow=columns, padding=2)).save(temporary, kind)
-
-
 @dataclass(frozen=True)
 class EvaluateConfig:
     n: int = 256  # samples that are read back
@@ -343,9 +331,10 @@ def evaluate(arguments: list[str]) -> None:
     numbers = runs.first_stage_metrics(stage, AutoencoderRecipe(data=DataConfig(size=settings.size)))
     model = loaded_if_whole(names[0])
     if model is not None and getattr(model.conditioner, "names", ()):
-        numbers |= runs.obedience(
+        drawn = runs.sampled(
             model.to(device()), settings.n, settings.size, settings.guidance, settings.steps, settings.seed
         )
+        numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "steps": settings.steps}
     if settings.output is not None:
         from .config import write
 
@@ -372,7 +361,7 @@ class EncodeConfig:
 def encode(arguments: list[str]) -> None:
     from .data import ImageFolder, cache_latents
     from .presets import load_first_stage
-    from .runs import reconstructed
+    from .runs import reconstructed, save_grid
     from .training import device
 
     about = (

@@ -1,7 +1,7 @@
 """From a recipe to a folder: data, training, the latent scale, held-out metrics, and weights with a card.
 
-out/run.json, checkpoint.pt, log.csv, samples/ are the loop's (training.py); out/model/ has model.safetensors, config.json
-and card.md, which is written last: where it stands, the run is finished."""
+out/run.json, checkpoint.pt, log.csv, samples/ are the loop's (training.py); out/model/ has model.safetensors,
+config.json, metrics.json and card.md, which is written last: where it stands, the run is finished."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "") -
             rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().tolist()
             model.measure_scale(image.to(device()) for image in pictures(images, rows))
         task.save(out / "model")
-        numbers = first_stage_metrics(load_first_stage(out), recipe)
+        stage = load_first_stage(out)
+        numbers = first_stage_metrics(stage, recipe)
+        images, result = held_out_pictures(stage, recipe, 8)
+        save_grid(torch.cat([images, result]), out / "reconstructions.png", 8)
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -74,7 +77,7 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     fit(task, images, recipe.train, out, about(recipe))
     if not finished(out):
-        numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), recipe)
+        numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), recipe, out)
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -125,25 +128,29 @@ def reconstructed(stage: nn.Module, images: Tensor, batch: int = 32) -> Tensor:
     return torch.cat(parts)
 
 
+def held_out_pictures(stage: nn.Module, recipe: Recipe, n: int) -> tuple[Tensor, Tensor]:
+    """The first n held-out images (n, 3, H, W) and their reconstructions."""
+    held_out = dataset(recipe.data, "validation")
+    images = torch.cat(list(pictures(held_out, list(range(min(n, len(held_out)))))))
+    return images, reconstructed(stage.to(device()), images)
+
+
 def first_stage_metrics(stage: nn.Module, recipe: AutoencoderRecipe | DiffusionRecipe) -> dict[str, Any]:
     """psnr against held-out images, and on the built-in scenes against the same scenes drawn without texture."""
-    held_out = dataset(recipe.data, "validation")
-    rows = list(range(min(JUDGED, len(held_out))))
-    images = torch.cat(list(pictures(held_out, rows)))
-    stage = stage.to(device())
-    result = reconstructed(stage, images)
-    numbers: dict[str, Any] = {"images": len(rows), "psnr": mean(psnr(result, images))}
+    images, result = held_out_pictures(stage, recipe, JUDGED)
+    numbers: dict[str, Any] = {"images": len(images), "psnr": mean(psnr(result, images))}
     if recipe.data.path == "scenes":
         from .data import Scenes
 
-        plain = Scenes("validation", recipe.data.size, texture=0).batch(rows)["image"].float() / 127.5 - 1
+        plain = Scenes("validation", recipe.data.size, texture=0).batch(range(len(images)))["image"].float() / 127.5 - 1
         numbers["psnr_without_texture"] = mean(psnr(result, plain))
-    latents = torch.cat([stage.encode(part.to(device()), sample=True).cpu() for part in images.split(32)]).detach()
+    with torch.no_grad():
+        latents = torch.cat([stage.encode(part.to(device()), sample=True).cpu() for part in images.split(32)])
     numbers["latent_std"] = round(float(latents.std()), 3)
     return numbers
 
 
-def denoiser_metrics(model: LatentDiffusion, recipe: DiffusionRecipe) -> dict[str, Any]:
+def denoiser_metrics(model: LatentDiffusion, recipe: DiffusionRecipe, out: Path | None = None) -> dict[str, Any]:
     """The first stage's metrics, the loss on held-out images and, on labelled scenes, the share that reads back."""
     numbers = first_stage_metrics(model.first_stage, recipe) if recipe.first_stage != "pixels" else {}
     held_out = dataset(recipe.data, "validation")
@@ -159,24 +166,20 @@ def denoiser_metrics(model: LatentDiffusion, recipe: DiffusionRecipe) -> dict[st
             total += float(model(batch, times=times).sum())
     numbers["validation_loss"] = round(total / len(rows), 4)
     if recipe.labels and recipe.data.path == "scenes":
-        numbers |= obedience(model, size=recipe.data.size)
+        samples, labels = sampled(model, JUDGED, recipe.data.size)
+        numbers |= obedience(samples, labels) | {"guidance": GUIDANCE, "steps": STEPS}
+        if out is not None:
+            k, some = len(model.conditioner.names), 8
+            rows = [row for label in range(k) for row in range(label, k * some, k)]  # a row of pictures for each class
+            save_grid(samples[rows], out / "samples.png", some)
     return numbers
 
 
-def obedience(
-    model: LatentDiffusion,
-    n: int = JUDGED,
-    size: int = 64,
-    guidance: float = GUIDANCE,
-    steps: int = STEPS,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The share of n guided samples, over all labels alike, whose sky and ground read back as the label asked for."""
-    samples, labels = sampled(model, n, size, guidance, steps, seed)
+def obedience(samples: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The share of samples (n, 3, H, W) whose sky and ground read back as the label (n,) that was asked for."""
     from .data.scenes import read_label
 
-    right = (read_label(samples) == labels).float()
-    return {"samples": n, "guidance": guidance, "steps": steps, "label_read_back": round(float(right.mean()), 4)}
+    return {"samples": len(samples), "label_read_back": round(float((read_label(samples) == labels).float().mean()), 4)}
 
 
 def sampled(
@@ -196,6 +199,16 @@ def autocast(place: torch.device) -> Any:
     """Mixed precision where the device is faster in it, as in training."""
     dtype = precision("auto", place)
     return torch.autocast(place.type, dtype, enabled=dtype != torch.float32)
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Images (n, 3, H, W) in [-1, 1] as one picture, whole or not at all."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    kind = {"jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}.get(path.suffix.lower()[1:], "PNG")
+    with whole(path) as temporary:
+        to_pil_image(make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=2)).save(temporary, kind)
 
 
 def mean(values: Tensor) -> float:
