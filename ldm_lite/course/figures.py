@@ -157,9 +157,8 @@ def grid(
             top += over[row]
             for column in range(min(columns, n - row * columns)):
                 i, x = row * columns + column, beside + column * (w + gap)
-                axis = figure.add_axes((x / width, 1 - (top + h) / height, w / width, h / height))
-                axis.imshow(pixels(images[i]), interpolation="nearest", aspect="auto")
-                axis.axis("off")
+                square = pixels(images[i]).repeat(scale, 0).repeat(scale, 1)
+                figure.figimage(square, x, height - top - h)  # unlike imshow, never resampled
                 if each or (row == 0 and column < len(above)):
                     text = above[i if each else column]
                     figure.text((x + w / 2) / width, 1 - (top - 4) / height, text, ha="center", va="bottom", fontsize=9)
