@@ -90,8 +90,9 @@ def one_line(screen: str) -> str:
     """What tyro's framed message says, without the frame."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", screen)
     words = [line.strip("│╭╮╰╯─ \t") for line in plain.splitlines()]
-    kept = [w for w in words if w and "Parsing error" not in w and not w.startswith(("For full helptext", "usage:"))]
-    return "; ".join(kept) or "the options could not be read"
+    noise = ("For full helptext", "usage:", "Value error", "Parsing error", "Argument helptext", "--", "(default")
+    kept = [word for word in words if word and not word.startswith(noise)]
+    return re.sub(r"Error parsing [\w.-]+: (?=\w+: )", "", "; ".join(kept)) or "the options could not be read"
 
 
 def flags(settings: Any, prefix: str = "--") -> list[str]:

@@ -30,7 +30,7 @@ class DemoConfig:
 
 
 def run(config: DemoConfig, out: Path) -> int:
-    """Fills `out`: reconstructions.png, samples.png, loss.png, metrics.json, report.html, model/. Returns exit status 0."""
+    """Fills `out`: reconstructions.png, samples.png, loss.png, metrics.json, report.html, model/. Returns 0."""
     from . import runs
     from .presets import PRESETS
     from .training import device
@@ -42,9 +42,8 @@ def run(config: DemoConfig, out: Path) -> int:
     if (out / "report.html").is_file():
         print(f"{out} is finished: open {out / 'report.html'}; --restart learns it anew")
         return 0
-    print(
-        f"A latent diffusion model of {len(PRESETS['demo-ldm4'].labels)} kinds of landscape, in {config.minutes:g} minutes"
-    )
+    kinds = len(PRESETS["demo-ldm4"].labels)
+    print(f"A latent diffusion model of {kinds} kinds of landscape, in {config.minutes:g} minutes")
     budget = config.minutes * 60
 
     recipe = PRESETS["demo-kl4"]

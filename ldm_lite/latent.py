@@ -213,7 +213,7 @@ def weights_folder(name: str) -> Path:
     for root in (here / "weights", here.parent / "data" / "weights"):
         if (root / name / "config.json").is_file():
             return root / name
-    raise suggest(name, shipped(), "folder, nor shipped weights,")
+    raise suggest(name, shipped() or ["none"], "folder or shipped weights")
 
 
 def shipped() -> list[str]:
