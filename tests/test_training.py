@@ -143,14 +143,14 @@ def test_auto_precision_is_bf16_only_where_the_hardware_multiplies_it(monkeypatc
 
 
 def test_an_autoencoder_learns_l1_and_kl_per_element():
-    job, image = task("autoencoder"), Pictures().images
+    job, image = training.AutoencoderTask(tiny.autoencoder(), TRAIN, kl_weight=2.0), Pictures().images
     torch.manual_seed(5)
     loss, named = job.loss({"image": image})
     torch.manual_seed(5)
     reconstruction, code = job.model(image)
     l1, kl = (reconstruction - image).abs().mean(), code.penalty.mean() / (3 * 12 * 8)
-    torch.testing.assert_close(named, {"loss": loss, "l1": l1, "penalty": 1e-6 * kl})
-    torch.testing.assert_close(loss, l1 + 1e-6 * kl)
+    torch.testing.assert_close(named, {"loss": loss, "l1": l1, "penalty": 2 * kl})
+    torch.testing.assert_close(loss, l1 + 2 * kl)
 
 
 def test_a_vq_autoencoder_learns_l1_and_the_codebook_loss():
@@ -189,6 +189,13 @@ def test_a_dataset_that_offers_batches_is_asked_for_the_rows_of_the_step_and_byt
     expected = [row for row, _ in rows(3, 7, TRAIN)]
     assert batch["label"].tolist() == expected
     torch.testing.assert_close(batch["image"], (Fast().images[expected] + 0.5) * 2 - 1, rtol=0, atol=1 / 127)
+
+
+def test_a_dataset_that_draws_is_told_the_row_and_the_epoch():
+    batch = next(training.batches(Pictures(), 3, TRAIN))
+    items = [Pictures().draw(row, epoch) for row, epoch in rows(3, 7, TRAIN)]
+    assert torch.equal(batch["image"], torch.stack([item["image"] for item in items]))
+    assert batch["label"].tolist() == [item["label"] for item in items]
 
 
 def test_what_cannot_be_stacked_stays_a_list():
@@ -251,6 +258,15 @@ def test_a_run_is_a_function_of_its_seed(kind, uninterrupted, tmp_path):
     assert_same_run(tmp_path / "same", uninterrupted[kind])
     fit(task(kind), Pictures(), replace(TRAIN, seed=1), tmp_path / "other")
     assert contents(tmp_path / "other/model") != contents(uninterrupted[kind] / "model")
+
+
+def test_every_step_of_every_seed_draws_numbers_of_its_own(tmp_path):
+    drawn = []
+    for seed in (0, 1):
+        job = task("autoencoder")
+        job.step = lambda batch, step: drawn.append(float(torch.rand(()))) or {"loss": 0.0}
+        fit(job, Pictures(), replace(TRAIN, seed=seed), tmp_path / str(seed))
+    assert len(set(drawn)) == 16
 
 
 @BOTH
