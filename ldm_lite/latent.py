@@ -96,8 +96,9 @@ class LatentDiffusion(nn.Module):
         if steps < 1 or n < 1:
             raise InputError(f"{'steps' if steps < 1 else 'n'}: {min(steps, n)} is not 1 or more")
         side, f = (size, size) if isinstance(size, int) else size, self.first_stage.f
-        if side[0] % f or side[1] % f or min(side) < f:
-            raise InputError(f"size: {side[0]} x {side[1]} is not divisible by f = {f}")
+        unit = f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
+        if side[0] % unit or side[1] % unit or min(side) < unit:
+            raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
         told, blank = self.conditions(batch)
         predict = samplers.predictor(self.denoiser, self.diffusion, told, blank, guidance)
         noise = Noise(seed, (n, self.first_stage.channels, side[0] // f, side[1] // f))

@@ -215,7 +215,7 @@ PAPER = {
 # On the built-in scenes, at sizes that a laptop trains --------------------------------------------------------------
 
 _SCENES_AE = AutoencoderConfig(channels=4, width=24, mult=(1, 2, 4), blocks=1, mid_attention=False)
-_SCENES_UNET = UNetConfig(channels=4, width=64, mult=(1, 2, 2), blocks=2, attend_at=(2, 4), head_channels=32, vector=64)
+_SCENES_UNET = UNetConfig(channels=4, width=64, mult=(1, 2, 2), blocks=1, attend_at=(2, 4), head_channels=32, vector=64)
 
 
 def _quick(steps: int, batch: int, lr: float, ema: float, **more: Any) -> TrainConfig:
@@ -235,7 +235,7 @@ SCENES = {
         predicts="v",
         labels=_scene_labels(),
         data=DataConfig(count=20_000),
-        train=_quick(16_000, 32, 1e-3, 0.999, sample_every=2000),
+        train=_quick(12_000, 32, 1e-3, 0.999, sample_every=2000),
     ),
     # what `ldm-lite demo` trains, each for its share of the minutes
     "demo-kl4": AutoencoderRecipe(
@@ -243,7 +243,7 @@ SCENES = {
     ),
     "demo-ldm4": DiffusionRecipe(
         "demo-kl4",
-        replace(_SCENES_UNET, blocks=1),
+        _SCENES_UNET,
         predicts="v",
         labels=_scene_labels(),
         data=DataConfig(count=10_000),

@@ -87,6 +87,8 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     name = recipe.first_stage
     preset = PRESETS.get(name)
     if isinstance(preset, AutoencoderRecipe):
+        with torch.device("meta"):  # settings that do not fit are said before the work, not after
+            recipe.build()
         beside = out.parent / name
         if not finished(beside):
             print(f"{name} comes first: training it in {beside}", flush=True)
@@ -166,11 +168,14 @@ def denoiser_metrics(model: LatentDiffusion, recipe: DiffusionRecipe, out: Path 
             total += float(model(batch, times=times).sum())
     numbers["validation_loss"] = round(total / len(rows), 4)
     if recipe.labels and recipe.data.path == "scenes":
-        samples, labels = sampled(model, JUDGED, recipe.data.size)
+        samples, labels = sampled(model, JUDGED, recipe.data.size, GUIDANCE, STEPS)
         numbers |= obedience(samples, labels) | {"guidance": GUIDANCE, "steps": STEPS}
         if out is not None:
-            k, some = len(model.conditioner.names), 8
-            rows = [row for label in range(k) for row in range(label, k * some, k)]  # a row of pictures for each class
+            k = len(model.conditioner.names)
+            some = max(1, min(8, JUDGED // k))
+            rows = [
+                row for label in range(k) for row in range(label, min(k * some, JUDGED), k)
+            ]  # a row of pictures for each class
             save_grid(samples[rows], out / "samples.png", some)
     return numbers
 

@@ -1,0 +1,268 @@
+"""The command line: what it does, and that a mistake is one line, exit status 2, and nothing overwritten."""
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm_lite import cli, runs
+from ldm_lite.autoencoder import AutoencoderConfig
+from ldm_lite.data import scenes
+from ldm_lite.latent import LatentDiffusion
+from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe
+from ldm_lite.training import TrainConfig
+from ldm_lite.unet import UNetConfig
+
+STAGE = AutoencoderRecipe(
+    AutoencoderConfig(channels=2, width=4, mult=(1, 2), blocks=1, mid_attention=False),
+    DataConfig(size=16, count=12),
+    TrainConfig(steps=3, batch=4, warmup=0, precision="fp32"),
+)
+WHOLE = DiffusionRecipe(
+    "tiny-kl2",
+    UNetConfig(channels=2, width=8, mult=(1, 2), blocks=1, heads=1, vector=8),
+    labels=scenes.LABELS,
+    data=DataConfig(size=16, count=12),
+    train=TrainConfig(steps=3, batch=4, warmup=0, precision="fp32"),
+)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """A folder of one's own, tiny presets, and few pictures to judge by."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny-kl2", STAGE)
+    monkeypatch.setitem(PRESETS, "tiny-ldm2", WHOLE)
+    monkeypatch.setattr(runs, "JUDGED", 16)
+    monkeypatch.setattr(runs, "STEPS", 2)
+    return tmp_path
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a mistake leaves on stderr."""
+    assert cli.main(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if not line.startswith(("encoding", "\r"))]
+    assert len(lines) == 1 and lines[0].startswith("ldm-lite: "), lines
+    return lines[0]
+
+
+@pytest.fixture
+def model(here) -> str:
+    torch.manual_seed(0)
+    WHOLE.build(STAGE.build()).save(here / "model")
+    return "model"
+
+
+def photographs(folder, n=5, size=(20, 24)):
+    for i in range(n):
+        folder.joinpath("holiday").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (40 * i, 90, 120)).save(folder / "holiday" / f"{i}.png")
+    return folder
+
+
+# What it does -------------------------------------------------------------------------------------------------------
+
+
+def test_training_a_denoiser_trains_its_first_stage_first_and_leaves_weights_with_a_card(here, capsys):
+    assert cli.main(["train", "tiny-ldm2"]) == 0
+    stage, whole = here / "runs/tiny-kl2", here / "runs/tiny-ldm2"
+    assert runs.finished(stage) and runs.finished(whole)
+    card = (whole / "model/card.md").read_text()
+    assert "`ldm-lite train tiny-ldm2`" in card and "3 steps of 4 images" in card
+    numbers = json.loads((whole / "model/metrics.json").read_text())
+    assert {"psnr", "psnr_without_texture", "validation_loss", "label_read_back"} <= numbers.keys()
+    assert (whole / "samples.png").is_file() and (stage / "reconstructions.png").is_file()
+    assert 0 < float(LatentDiffusion.load(whole).first_stage.scale) != 1
+
+
+def test_the_latent_scale_gives_unit_variance_on_held_out_scenes(here):
+    assert cli.main(["train", "tiny-kl2"]) == 0
+    assert 0.8 < json.loads((here / "runs/tiny-kl2/model/metrics.json").read_text())["latent_std"] < 1.2
+
+
+def test_a_finished_run_says_so_and_restart_trains_it_anew(here, capsys):
+    assert cli.main(["train", "tiny-kl2"]) == 0
+    before = (here / "runs/tiny-kl2/model/model.safetensors").stat().st_mtime_ns
+    assert cli.main(["train", "tiny-kl2"]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert (here / "runs/tiny-kl2/model/model.safetensors").stat().st_mtime_ns == before
+    assert cli.main(["train", "tiny-kl2", "--restart", "--train.seed", "1"]) == 0
+    assert (here / "runs/tiny-kl2/model/model.safetensors").stat().st_mtime_ns != before
+
+
+def test_a_folder_of_photographs_trains_both_generic_presets_with_no_edit(here):
+    photographs(here / "mine", 24)
+    small = ["--data", "mine", "--data.size", "16", "--steps", "2", "--train.workers", "0", "--train.batch", "4"]
+    small += ["--model.width", "8"]
+    assert cli.main(["train", "autoencoder", *small]) == 0
+    assert cli.main(["train", "ldm", *small, "--model.head_channels", "8"]) == 0
+    assert runs.finished(here / "runs/ldm")
+
+
+def test_sample_writes_a_grid_of_the_labels_asked_for_and_repeats_itself(here, model):
+    line = ["sample", model, "--label", "night snow", "-n", "3", "--steps", "2", "--size", "16", "-o", "a.png"]
+    assert cli.main(line) == 0
+    assert Image.open("a.png").size == (2 + 18 * 2, 2 + 18 * 2)
+    first = open("a.png", "rb").read()
+    assert cli.main(line) == 0
+    assert open("a.png", "rb").read() == first
+
+
+def test_sample_help_shows_the_labels(here, model, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", model, "--help"])
+    assert not stop.value.code
+    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert "night snow" in shown and "dusk water" in shown
+
+
+def test_evaluate_writes_the_numbers_it_prints(here, model, capsys):
+    assert cli.main(["evaluate", model, "-n", "4", "--steps", "2", "--size", "16", "-o", "numbers.json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((here / "numbers.json").read_text())
+
+
+def test_encode_writes_the_latents_that_the_first_stage_gives(here, model):
+    from safetensors.torch import load_file
+
+    from ldm_lite.data import ImageFolder
+
+    photographs(here / "mine", 3)
+    assert cli.main(["encode", model, "mine", "--size", "16", "-o", "z.safetensors", "--picture", "both.png"]) == 0
+    stage, images = LatentDiffusion.load(model).first_stage, ImageFolder("mine", size=16)
+    expected = torch.stack([stage.encode(images[i]["image"][None])[0] for i in range(3)])
+    torch.testing.assert_close(load_file("z.safetensors")["z"], expected, atol=0.02, rtol=0.02)
+
+
+def test_convert_halves_the_file_and_keeps_the_pictures(here, model):
+    assert cli.main(["convert", model, "half"]) == 0
+    ratio = (here / "model/model.safetensors").stat().st_size / (here / "half/model.safetensors").stat().st_size
+    assert 1.6 < ratio < 2.01
+    one, other = LatentDiffusion.load("model"), LatentDiffusion.load("half")
+    batch = {"label": torch.tensor([1, 5])}
+    images = [m.sample(batch, steps=2, size=16) for m in (one, other)]
+    torch.testing.assert_close(*images, atol=0.03, rtol=0)
+
+
+def test_settings_are_read_from_a_file_and_then_overridden(here, capsys):
+    from ldm_lite.config import write
+
+    write(here / "mine.yaml", STAGE)
+    assert cli.main(["train", "tiny-kl2", "--config", "mine.yaml", "--steps", "2"]) == 0
+    assert "2 steps of 4 images" in (here / "runs/tiny-kl2/model/card.md").read_text()
+    capsys.readouterr()
+    (here / "wrong.yaml").write_text("model:\n  widht: 3\n")
+    assert "widht" in refused(capsys, "train", "tiny-kl2", "--config", "wrong.yaml")
+
+
+# Mistakes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("sampel", "did you mean sample?"),
+        ("train tiny-kl3", "did you mean tiny-kl2?"),
+        ("train", "a preset"),
+        ("train tiny-kl2 --train.stepz 5", "did you mean --train.steps?"),
+        ("train tiny-kl2 --train.lr -1", "lr: -1.0 is not above 0"),
+        ("train tiny-kl2 --train.lr much", "--train.lr"),
+        ("train tiny-kl2 --steps 0", "steps: 0 is not 1 or more"),
+        ("train tiny-kl2 --data.size 17", "size: 17 is not divisible by f = 2"),
+        ("train tiny-ldm2 --data.size 18", "size: 18 is not divisible by 4"),
+        ("train tiny-kl2 --data nowhere", "nowhere"),
+        ("train tiny-kl2 --data empty", "empty"),
+        ("train autoencoder", "--data PATH"),
+        ("train ldm --data empty", "train one with: ldm-lite train autoencoder"),
+        ("train tiny-kl2 --data mine --data.size 32", "smaller than"),
+        ("train tiny-kl2 --config nowhere.yaml", "nowhere.yaml: no such file"),
+        ("sample nothing", "nothing: no such folder"),
+        ("sample empty", "not a model's folder"),
+        ("sample model --label nigth", "label"),
+        ("sample model --sampler ddmi", "did you mean ddim?"),
+        ("sample model -n 0", "n: 0 is not 1 or more"),
+        ("sample model --steps 0", "steps: 0 is not 1 or more"),
+        ("sample model --steps -3", "steps: -3 is not 1 or more"),
+        ("sample model --size 18", "size: 18"),
+        ("sample model -o picture.txt", "picture.txt"),
+        ("encode model", "a model and a folder"),
+        ("encode model mine --size 17", "size: 17 is not divisible"),
+        ("convert model mine", "mine: holds something other"),
+        ("demo --minutes -1", "minutes: -1.0 is not above 0"),
+        ("demo --out mine", "mine: is not empty"),
+    ],
+)
+def test_a_mistake_is_one_line_and_overwrites_nothing(here, model, capsys, line, words):
+    photographs(here / "mine")
+    (here / "empty").mkdir()
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    assert words in refused(capsys, *line.split())
+    after = {p: p.read_bytes() for p in here.rglob("*") if p.is_file() and "runs" not in p.parts}
+    assert after == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another model", "not weights"])
+def test_damaged_weights_are_named(here, model, capsys, damage):
+    file = here / "model/model.safetensors"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "not weights":
+        file.write_text("hello")
+    else:
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.zeros(3)}, file)
+    assert "model.safetensors" in refused(capsys, "sample", model, "-n", "1")
+
+
+def test_an_out_folder_of_another_run_is_left_alone(here, capsys):
+    assert cli.main(["train", "tiny-kl2", "--out", "x"]) == 0
+    before = (here / "x/model/model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "holds another run" in refused(capsys, "train", "tiny-kl2", "--out", "x", "--kl_weight", "0.5")
+    assert "holds another run" in refused(capsys, "train", "tiny-ldm2", "--out", "x")
+    photographs(here / "mine")
+    assert "is not empty" in refused(capsys, "train", "tiny-kl2", "--out", "mine")
+    assert "holds no run" in refused(capsys, "train", "tiny-kl2", "--out", "mine", "--restart")
+    assert (here / "x/model/model.safetensors").read_bytes() == before
+
+
+def test_an_unreadable_photograph_is_skipped_or_stops_a_strict_run(here, capsys):
+    photographs(here / "mine", 8)
+    (here / "mine/holiday/3.png").write_bytes(b"not a picture")
+    line = ["train", "tiny-kl2", "--data", "mine", "--out"]
+    assert cli.main([*line, "kind"]) == 0
+    capsys.readouterr()
+    assert "3.png" in refused(capsys, *line, "strict", "--data.strict", "True")
+
+
+def test_a_place_that_cannot_be_written_is_said_before_any_work(here, model, capsys, monkeypatch):
+    (here / "file").write_text("in the way")
+    monkeypatch.setattr(LatentDiffusion, "load", lambda name: pytest.fail("loaded before the output was checked"))
+    assert "file" in refused(capsys, "sample", model, "-o", "file/out.png")
+
+
+def test_an_interrupted_run_is_resumed_by_the_same_command(here, monkeypatch, capsys):
+    import os
+    import signal
+
+    from ldm_lite.training import AutoencoderTask
+
+    plain = AutoencoderTask.step
+
+    def step(self, batch, number):
+        if number == 1 and not (here / "asked").exists():
+            (here / "asked").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, batch, number)
+
+    monkeypatch.setattr(AutoencoderTask, "step", step)
+    assert cli.main(["train", "tiny-kl2"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not runs.finished(here / "runs/tiny-kl2")
+    assert cli.main(["train", "tiny-kl2"]) == 0
+    assert cli.main(["train", "tiny-kl2", "--out", "again"]) == 0
+    same = [(here / folder / "model/model.safetensors").read_bytes() for folder in ("runs/tiny-kl2", "again")]
+    assert same[0] == same[1]
