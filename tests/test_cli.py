@@ -106,9 +106,9 @@ def test_sample_writes_a_grid_of_the_labels_asked_for_and_repeats_itself(here, m
     line = ["sample", model, "--label", "night snow", "-n", "3", "--steps", "2", "--size", "16", "-o", "a.png"]
     assert cli.main(line) == 0
     assert Image.open("a.png").size == (2 + 18 * 2, 2 + 18 * 2)
-    first = open("a.png", "rb").read()
+    first = (here / "a.png").read_bytes()
     assert cli.main(line) == 0
-    assert open("a.png", "rb").read() == first
+    assert (here / "a.png").read_bytes() == first
 
 
 def test_sample_help_shows_the_labels(here, model, capsys):

@@ -64,7 +64,7 @@ def test_a_core_dependency_has_a_lower_bound_and_no_upper_one(name):
 
 def test_the_core_has_nothing_that_only_notebooks_need():
     assert not CORE.keys() & NOTEBOOK.keys()
-    assert {"jupyterlab", "nbval", "matplotlib", "ipywidgets", "datasets"} <= NOTEBOOK.keys()
+    assert {"jupyterlab", "nbval", "ipywidgets", "datasets"} <= NOTEBOOK.keys()
 
 
 def test_the_dev_extra_includes_the_others():
