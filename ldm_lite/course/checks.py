@@ -84,9 +84,8 @@ class check:
         for name, value in (mistakes or {}).items():
             if mine.shape == tensor(value).shape and torch.allclose(mine, tensor(value), rtol=rtol, atol=atol):
                 raise Wrong(name)
-        off = float((mine - expected).abs().max())
-        numbers = f"{mine:.4g} is not it" if mine.ndim == 0 else f"the largest error is {off:.2g}"
-        raise Wrong(f"{why} ({numbers})")
+        off = (mine - expected).abs().max()
+        raise Wrong(f"{why} ({f'{mine:.4g} is not it' if mine.ndim == 0 else f'the largest error is {off:.2g}'})")
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is not None and not isinstance(error, Exception):

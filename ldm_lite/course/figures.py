@@ -48,9 +48,10 @@ def canvas(width: float = 8.0, height: float = 3.0, columns: int = 1, **settings
     from cycler import cycler
     from matplotlib.figure import Figure  # not pyplot: nothing is drawn twice, or left open
 
-    with matplotlib.rc_context(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(1, columns, **settings)
+    # for the rest of the notebook: a legend, say, asks for its style only when it is made
+    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)})
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, **settings)
 
 
 def png(figure: Figure) -> bytes:
