@@ -67,9 +67,9 @@ def test_uniforms_are_uniform_and_streams_unrelated():
 
 def test_interpolation_meets_its_lattice_and_is_linear_between():
     values = np.array([[1.0, 5.0, 2.0]], np.float32)
-    at = np.array([0, 0.25, 0.5, 1], np.float32)
-    np.testing.assert_allclose(between(values, at, 1, smooth=False), [[1, 3, 5, 2]])
-    np.testing.assert_allclose(between(values, at, 1), [[1, 3, 5, 2]])
+    at = np.array([0, 0.125, 0.25, 0.5, 1], np.float32)
+    np.testing.assert_allclose(between(values, at, 1, smooth=False), [[1, 2, 3, 5, 2]])
+    np.testing.assert_allclose(between(values, at, 1), [[1, 1 + 4 * 0.15625, 3, 5, 2]])  # 3 x^2 - 2 x^3 at 1/4
 
 
 def test_a_batch_is_its_items_whatever_else_is_in_it():
