@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -25,7 +26,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ldm_lite"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-WEIGHTS = sorted(path.parent.name for path in (ROOT / "data" / "weights").glob("*/config.json"))
+SHIPPED = ROOT / "data" / "weights"
+WEIGHTS = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+SAMPLED = [n for n in WEIGHTS if json.loads((SHIPPED / n / "config.json").read_text())["type"] == "LatentDiffusion"]
 NOTEBOOKS = [path for path in [ROOT / "notebooks" / "00_tour.ipynb"] if path.exists()]
 
 
@@ -33,6 +36,7 @@ def bounds(lines: list[str]) -> dict[str, SpecifierSet]:
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
 
 
+@functools.cache
 def pins(name: str) -> dict[str, list[Requirement]]:
     """The pins of a requirements file by package: several where platforms or Pythons differ."""
     found: dict[str, list[Requirement]] = {}
@@ -230,9 +234,13 @@ def python(wheel, tmp_path_factory):
     return program
 
 
+def outside() -> dict[str, str]:
+    """The environment's variables, less those by which the clone could be found."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JUPYTER"))}
+
+
 def run(python: Path, code: str, folder: Path) -> str:
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_", "JUPYTER"))}
-    result = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=folder, env=keep)
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=folder, env=outside())
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -240,9 +248,15 @@ def run(python: Path, code: str, folder: Path) -> str:
 def test_the_wheel_carries_the_package_and_the_shipped_weights(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith("ldm_lite-")}
     source = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc"}
-    files = ("config.json", "model.safetensors", "card.md")
-    weights = {f"ldm_lite/weights/{folder}/{file}" for folder in WEIGHTS for file in files}
+    weights = {f"ldm_lite/weights/{p.relative_to(SHIPPED).as_posix()}" for p in SHIPPED.glob("*/*")}
     assert names == source | weights
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_shipped_weights_are_small_and_come_with_a_card(name):
+    files = {path.name: path.stat().st_size for path in (SHIPPED / name).iterdir()}
+    assert {"config.json", "model.safetensors", "card.md"} <= files.keys()
+    assert sum(files.values()) <= 15e6
 
 
 def test_the_installed_package_is_the_wheels_and_has_its_command(python, tmp_path):
@@ -258,6 +272,14 @@ assert all(p.isfinite().all() for p in LatentDiffusion.load({name!r}).parameters
 print(weights_folder({name!r}))"""
     folder = Path(run(python, code, tmp_path).splitlines()[-1])
     assert folder.is_relative_to(python.parents[1])
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_the_installed_command_samples_from_shipped_weights(name, python, tmp_path):
+    command = [python.with_stem("ldm-lite"), "sample", name, "-n", "1", "--steps", "1", "-o", "out.png"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=outside())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
