@@ -24,7 +24,7 @@ from .unet import UNet, UNetConfig
 class DataConfig:
     """Which images."""
 
-    path: str = "scenes"  # the built-in scenes, or a folder of images, a Parquet file, a hub id as hub:owner/name
+    path: str = "scenes"  # the built-in scenes, a folder of images, Parquet file(s), a hub id as hub:owner/name
     size: int = 64  # pixels
     count: int | None = None  # only the first so many
     crop: Literal["center", "random"] = "center"
@@ -51,8 +51,8 @@ def dataset(config: DataConfig, split: str = "train") -> Any:
         images = data.HubImages(config.path.removeprefix("hub:"), split=split, **settings)
         rows = range(len(images))
     else:
-        kind = data.HubImages if config.path.endswith(".parquet") else data.ImageFolder
-        images = kind(config.path, **settings)
+        tables = config.path.endswith(".parquet") or any(Path(config.path).glob("*.parquet"))
+        images = (data.HubImages if tables else data.ImageFolder)(config.path, **settings)
         kept = [row for row in range(len(images)) if (row % 20 == 19) == (split != "train")]
         rows = kept or range(len(images))  # too few to keep any
     return Part(images, list(rows)[: config.count if split == "train" else None])
@@ -235,7 +235,7 @@ SCENES = {
         predicts="v",
         labels=_scene_labels(),
         data=DataConfig(count=20_000),
-        train=_quick(12_000, 32, 1e-3, 0.999, sample_every=2000),
+        train=_quick(10_000, 32, 1e-3, 0.999, sample_every=1000),
     ),
     # what `ldm-lite demo` trains, each for its share of the minutes
     "demo-kl4": AutoencoderRecipe(
