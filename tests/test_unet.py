@@ -1,0 +1,271 @@
+"""The UNet against diffusers' on the same weights, and against the sizes of the published ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm_lite.condition import Condition
+from ldm_lite.layers import SelfAttention, norm
+from ldm_lite.unet import UNet, UNetConfig
+
+SMALL = UNetConfig(channels=2, width=8, mult=(1, 2, 3), blocks=1, attend_at=(2, 4), head_channels=8)
+TOLD = replace(SMALL, context=5, concat=3, vector=7)
+
+
+def shaken(unet: UNet) -> UNet:
+    """With random weights where it starts with zeros, so that its output depends on everything."""
+    for p in unet.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.1)
+    return unet
+
+
+def condition(config: UNetConfig, rows: int, size: tuple[int, int]) -> Condition:
+    return Condition(
+        context=torch.randn(rows, 9, config.context) if config.context else None,
+        concat=torch.randn(rows, config.concat, *size) if config.concat else None,
+        vector=torch.randn(rows, config.vector) if config.vector else None,
+    )
+
+
+# Authorities --------------------------------------------------------------------------------------------------------
+
+PAPER = UNetConfig(channels=3, width=224, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), head_channels=32)
+CHURCHES = UNetConfig(
+    channels=4, width=192, mult=(1, 2, 2, 4, 4), attend_at=(1, 2, 4, 8), heads=8, film=True, resblock_updown=True
+)
+IMAGENET8 = UNetConfig(channels=4, width=256, mult=(1, 2, 4), attend_at=(1, 2, 4), heads=1, context=512)
+IMAGENET4 = UNetConfig(channels=3, width=192, mult=(1, 2, 3, 5), attend_at=(2, 4, 8), heads=1, context=512)
+STABLE = UNetConfig(channels=4, width=320, mult=(1, 2, 4, 4), attend_at=(1, 2, 4), heads=8, context=768)
+LAYOUT = UNetConfig(channels=3, width=128, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), heads=1, context=512, depth=3)
+SEMANTIC = UNetConfig(channels=3, concat=3, width=128, mult=(1, 4, 8), heads=8)
+UPSCALER = UNetConfig(channels=3, concat=3, width=160, mult=(1, 2, 2, 4), attend_at=(8,), head_channels=32)
+INPAINTING = UNetConfig(
+    channels=3, concat=4, width=256, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), heads=8, resblock_updown=True
+)
+RETRIEVAL = UNetConfig(channels=16, width=448, mult=(1, 2, 3, 4), attend_at=(1, 2, 4), head_channels=32, context=768)
+PUBLISHED = {
+    "celebahq, ffhq, bedrooms": (PAPER, 274_056_163),
+    "churches": (CHURCHES, 294_966_916),
+    "imagenet f8": (IMAGENET8, 394_984_196),
+    "imagenet f4": (IMAGENET4, 400_920_579),
+    "text f4": (replace(IMAGENET4, context=640), 403_623_939),
+    "text 1.4B": (replace(STABLE, context=1280), 872_300_484),
+    "stable diffusion 1": (STABLE, 859_520_964),
+    "layout": (LAYOUT, 246_277_379),
+    "semantic": (SEMANTIC, 215_229_315),
+    "super-resolution": (UPSCALER, 113_622_563),
+    "inpainting": (INPAINTING, 387_245_827),
+    "retrieval": (RETRIEVAL, 1_335_480_400),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_models_have_as_many_parameters_as_their_checkpoints(name):
+    config, parameters = PUBLISHED[name]
+    with torch.device("meta"):
+        unet = UNet(config)
+    assert sum(p.numel() for p in unet.parameters()) == parameters
+
+
+def translated(unet: UNet) -> dict[str, Tensor]:
+    """The weights under the names of diffusers."""
+    per_level, result = unet.config.blocks + 1, {}
+    for name, value in unet.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part in ("down", "up", "mid"):
+            i, _, rest = rest.partition(".")
+            level, place = (0, int(i)) if part == "mid" else divmod(int(i), per_level)
+            block = "mid_block" if part == "mid" else f"{part}_blocks.{level}"
+            kind, _, inner = rest.partition(".")
+            kinds = {"res": f"resnets.{place}", "attend": f"attentions.{place}", "resample": "upsamplers.0"}
+            # what is none of these is the change of size at the end of a level on the way down
+            name = f"{block}.{kinds[kind]}.{inner}" if kind in kinds else f"{block}.downsamplers.0.{rest}"
+        if ".qkv." in name:  # head by head
+            heads = unet.config.split(len(value) // 3)[0]
+            q, k, v = rearrange(value.squeeze(), "(heads qkv d) ... -> qkv (heads d) ...", heads=heads, qkv=3)
+            result |= {name.replace(".qkv.", f".{to}."): w for to, w in (("to_q", q), ("to_k", k), ("to_v", v))}
+            continue
+        for ours, theirs in (
+            ("time.0.", "time_embedding.linear_1."),
+            ("time.2.", "time_embedding.linear_2."),
+            ("vector.0.", "class_embedding.linear_1."),
+            ("vector.2.", "class_embedding.linear_2."),
+            ("stem.", "conv_in."),
+            ("norm_out.", "conv_norm_out."),
+            (".emb.", ".time_emb_proj."),
+            (".skip.", ".conv_shortcut."),
+            (".blocks.", ".transformer_blocks."),
+            (".to_out.", ".to_out.0."),
+            (".ff.proj.", ".ff.net.0.proj."),
+            (".ff.out.", ".ff.net.2."),
+        ):
+            name = name.replace(ours, theirs)
+        if ".attentions." in name and not unet.config.context:
+            name = name.replace(".proj_out.", ".to_out.0.").replace(".norm.", ".group_norm.")
+            value = value.squeeze()
+        result[name] = value
+    return result
+
+
+def peer(unet: UNet, cls: str, plain: str, attending: str, **settings) -> nn.Module:
+    """diffusers' network with the same weights, and with the number of groups that ours takes at each width."""
+    import diffusers
+
+    c = unet.config
+    kinds = [attending if 2**i in c.attend_at else plain for i in range(len(c.mult))]
+    other = getattr(diffusers, cls)(
+        in_channels=c.channels + c.concat,
+        out_channels=c.channels,
+        block_out_channels=[c.width * m for m in c.mult],
+        layers_per_block=c.blocks,
+        down_block_types=[kind.format("Down") for kind in kinds],
+        up_block_types=[kind.format("Up") for kind in kinds[::-1]],
+        norm_num_groups=1,
+        resnet_time_scale_shift="scale_shift" if c.film else "default",
+        **settings,
+    ).eval()
+    for module in other.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = norm(module.num_channels, 0).num_groups
+    other.load_state_dict(translated(unet))
+    return other
+
+
+def test_the_unet_is_that_of_diffusers():
+    unet = shaken(UNet(replace(SMALL, blocks=2))).eval()
+    other = peer(unet, "UNet2DModel", "{}Block2D", "Attn{}Block2D", attention_head_dim=8, norm_eps=1e-5)
+    z, clock = torch.randn(2, 2, 12, 20), torch.tensor([3.0, 640.0])
+    torch.testing.assert_close(unet(z, clock, Condition()), other(z, clock).sample, rtol=1e-4, atol=1e-4)
+
+
+def test_the_unet_that_resizes_in_its_blocks_and_is_scaled_by_the_time_is_that_of_diffusers():
+    config = UNetConfig(channels=2, width=16, mult=(1, 2), attend_at=(1, 2), heads=4, film=True, resblock_updown=True)
+    unet = shaken(UNet(config)).eval()
+    resizing = {"downsample_type": "resnet", "upsample_type": "resnet", "norm_eps": 1e-5, "attn_norm_num_groups": 1}
+    # one number for all levels: 16 channels in heads of 4, then 32 in heads of 8
+    other = peer(unet, "UNet2DModel", "", "Attn{}Block2D", attention_head_dim=4, **resizing)
+    for module in other.modules():
+        if hasattr(module, "heads"):
+            module.heads = 4
+    z, clock = torch.randn(2, 2, 6, 10), torch.tensor([3.0, 640.0])
+    torch.testing.assert_close(unet(z, clock, Condition()), other(z, clock).sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_unet_that_attends_to_a_context_and_adds_a_vector_is_that_of_diffusers():
+    config = UNetConfig(
+        channels=2, width=8, mult=(1, 2, 3), attend_at=(2,), heads=2, context=5, vector=7, concat=3, depth=2
+    )
+    unet = shaken(UNet(config)).eval()
+    other = peer(
+        unet,
+        "UNet2DConditionModel",
+        "{}Block2D",
+        "CrossAttn{}Block2D",
+        cross_attention_dim=5,
+        attention_head_dim=2,  # their name for the number of heads
+        transformer_layers_per_block=2,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=7,
+    )
+    z, clock, cond = torch.randn(2, 2, 12, 20), torch.tensor([3.0, 640.0]), condition(config, 2, (12, 20))
+    expected = other(torch.cat([z, cond.concat], 1), clock, cond.context, class_labels=cond.vector).sample
+    torch.testing.assert_close(unet(z, clock, cond), expected, rtol=1e-4, atol=1e-4)
+
+
+# Properties ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(4, 4), (12, 20), (28, 12)])
+def test_the_output_has_the_shape_of_z_and_is_zero_at_first(size):
+    unet, z = UNet(TOLD), torch.randn(3, 2, *size)
+    out = unet(z, torch.rand(3), condition(TOLD, 3, size))
+    assert torch.equal(out, torch.zeros_like(z))
+
+
+def test_every_input_matters():
+    unet = shaken(UNet(TOLD)).eval()
+    z, clock, cond = torch.randn(1, 2, 4, 8), torch.tensor([3.0]), condition(TOLD, 1, (4, 8))
+    plain = unet(z, clock, cond)
+    for changed in (
+        unet(z + 1, clock, cond),
+        unet(z, clock + 1, cond),
+        unet(z, clock, replace(cond, context=-cond.context)),
+        unet(z, clock, replace(cond, concat=-cond.concat)),
+        unet(z, clock, replace(cond, vector=-cond.vector)),
+    ):
+        assert (changed - plain).abs().max() > 1e-3
+
+
+def test_a_row_of_the_batch_depends_on_itself_alone():
+    unet = shaken(UNet(TOLD)).eval()
+    z, clock, cond = torch.randn(3, 2, 4, 8), torch.tensor([3.0, 70.0, 900.0]), condition(TOLD, 3, (4, 8))
+    alone = unet(z[1:2], clock[1:2], cond.map(lambda tensor: tensor[1:2]))
+    torch.testing.assert_close(unet(z, clock, cond)[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SMALL, TOLD, replace(SMALL, resblock_updown=True)])
+def test_recomputing_activations_changes_no_gradient(config):
+    plain = shaken(UNet(config))
+    saving = UNet(replace(config, checkpoint=True))
+    saving.load_state_dict(plain.state_dict())
+    z, clock, cond = torch.randn(2, 2, 4, 8), torch.tensor([3.0, 70.0]), condition(config, 2, (4, 8))
+    for unet in (plain, saving):
+        unet(z, clock, cond).square().sum().backward()
+    for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_attention_sits_at_the_downsampling_factors_asked_for_and_in_the_middle():
+    unet = UNet(replace(SMALL, attend_at=(4,)))
+    where = {name.removesuffix(".attend") for name, m in unet.named_modules() if isinstance(m, SelfAttention)}
+    assert where == {"down.4", "mid.0", "up.0", "up.1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "split"),
+    [({"heads": 4}, 24, (4, 6)), ({"head_channels": 8}, 24, (3, 8)), ({"head_channels": 32}, 8, (1, 8))],
+)
+def test_channels_are_split_into_heads(settings, width, split):
+    assert UNetConfig(width=8, **settings).split(width) == split
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"attend_at": (8,)}, "attend_at: 8 is not a downsampling factor of 3 levels"),
+        ({"attend_at": (3,)}, "attend_at: 3 is not"),
+        ({"heads": 2}, "heads, head_channels: give exactly one"),
+        ({"head_channels": None}, "heads, head_channels: give exactly one"),
+        ({"head_channels": None, "heads": 3}, "8 channels cannot be split into 3 heads"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        replace(SMALL, **settings)
+
+
+@pytest.mark.parametrize("door", ["context", "concat", "vector"])
+def test_a_door_left_shut_or_of_the_wrong_width_is_named(door):
+    unet, z, clock = UNet(TOLD), torch.randn(2, 2, 4, 8), torch.zeros(2)
+    cond, width = condition(TOLD, 2, (4, 8)), getattr(TOLD, door)
+    with pytest.raises(ValueError, match=f"^{door}: the UNet was built for width {width}, the condition has 0"):
+        unet(z, clock, replace(cond, **{door: None}))
+    doubled = torch.cat([getattr(cond, door)] * 2, 2 if door == "context" else 1)
+    with pytest.raises(ValueError, match=f"^{door}: .* has {2 * width}"):
+        unet(z, clock, replace(cond, **{door: doubled}))
+    with pytest.raises(ValueError, match=f"^{door}: the UNet was built for width 0, the condition has {width}"):
+        UNet(SMALL)(z, clock, Condition(**{door: getattr(cond, door)}))
+
+
+@pytest.mark.parametrize("size", [(6, 8), (8, 6), (2, 4)])
+def test_a_latent_that_cannot_be_halved_often_enough_is_refused(size):
+    with pytest.raises(ValueError, match=f"a latent of {size[0]} x {size[1]} is not divisible by 4"):
+        UNet(SMALL)(torch.randn(1, 2, *size), torch.zeros(1), Condition())
