@@ -85,34 +85,41 @@ class LatentDiffusion(nn.Module):
         """The sampler's steps in latent space, from pure noise at t = 1 to data at t = 0.
 
         batch: the conditions; its length, or n, is the number of samples. size: of the image in pixels, (H, W) or a
-        square's side. seed: sample i depends on (seed, i) alone, not on how many are drawn with it. wrap: around predict
-        (keep_known). own: the sampler's arguments (eta). InputError for an unknown sampler, or steps or n below 1."""
+        square's side. seed: sample i depends on (seed, i) alone, not on how many are drawn with it. wrap: around
+        predict (keep_known). own: the sampler's arguments (eta). InputError for an unknown sampler, and for steps, n
+        or a size that cannot be."""
         if isinstance(sampler, str):
             if sampler not in SAMPLERS:
                 raise suggest(sampler, SAMPLERS, "sampler")
             sampler = SAMPLERS[sampler]
         lengths = [len(v) for v in batch.values() if isinstance(v, Tensor)]
         n = n if n is not None else (lengths[0] if lengths else 1)
-        if steps < 1 or n < 1:
-            raise InputError(f"{'steps' if steps < 1 else 'n'}: {min(steps, n)} is not 1 or more")
+        if n < 1:
+            raise InputError(f"n: {n} is not 1 or more")
+        schedule = self.diffusion.schedule
+        try:
+            times = schedule.grid(steps)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         side, f = (size, size) if isinstance(size, int) else size, self.first_stage.f
         unit = f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
         if side[0] % unit or side[1] % unit or min(side) < unit:
             raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
         told, blank = self.conditions(batch)
+        for tensor in told.open().values():
+            if len(tensor) != n:
+                raise InputError(f"n: {n} samples are asked for, and conditions for {len(tensor)} are given")
         predict = samplers.predictor(self.denoiser, self.diffusion, told, blank, guidance)
         noise = Noise(seed, (n, self.first_stage.channels, side[0] // f, side[1] // f))
         if sampler is samplers.ddim:
             own = {"noise": noise} | own
         start = noise(torch.empty(0, device=self.device))
-        schedule = self.diffusion.schedule
-        yield from sampler(wrap(predict) if wrap else predict, start, schedule.grid(steps), schedule, **own)
+        yield from sampler(wrap(predict) if wrap else predict, start, times, schedule, **own)
 
     @torch.no_grad()
     def sample(self, batch: Batch, batch_size: int = 64, **settings: Any) -> Tensor:
-        """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`. batch_size bounds the memory only."""
-        n = settings.pop("n", None) or next(len(v) for v in batch.values() if isinstance(v, Tensor))
-        z = samplers.last(self.trajectory(batch, n=n, **settings))
+        """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`. batch_size: how many to decode at once."""
+        z = samplers.last(self.trajectory(batch, **settings))
         return torch.cat([self.first_stage.decode(part).float().clamp(-1, 1).cpu() for part in z.split(batch_size)])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
