@@ -5,6 +5,7 @@ four parts, a preset) is written with its type: {"type": "UNet", ...}."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -51,7 +52,9 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
             raise InputError(f"{name}: {where} has {', '.join(names)}")
     try:
         return cls(**{name: _parsed(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-    except TypeError as error:  # a required field that is absent
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:  # a required field that is absent, or a value that the class refuses
         raise InputError(f"{where}: {error}") from None
 
 
@@ -82,9 +85,14 @@ def _parsed(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where}: a list is needed, not {value!r}")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) != len(value):
+            raise InputError(f"{where}: {len(inner)} values are needed, not {len(value)}")
         return tuple(_parsed(i, v, where) for i, v in zip(inner, value, strict=True))
     if hint is Path:
         return Path(value)
+    if hint is float and isinstance(value, str):  # YAML takes 1e-4 for a string
+        with contextlib.suppress(ValueError):
+            return float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and type(value) is not hint:

@@ -141,6 +141,8 @@ class LatentDiffusion(nn.Module):
         InputError for a folder that is none, a broken file or weights of another model."""
         folder = found(name)
         model = assembled(read(folder / "config.json"), folder / "config.json")
+        if not isinstance(model, LatentDiffusion):
+            raise InputError(f"{folder}: holds {type(model).__name__}, not a whole model")
         load_weights(model, folder / "model.safetensors")
         return model.eval()
 
@@ -189,7 +191,9 @@ def assembled(values: Any, where: str | Path = "config") -> Any:
             schedule = from_dict(SCHEDULES[schedule.pop("type")], schedule)
             parts = {name: assembled(values[name], where) for name in ("first_stage", "denoiser", "conditioner")}
             return LatentDiffusion(diffusion=Diffusion(schedule, **diffusion), **parts)
-        except (KeyError, TypeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{where}: not a model of ours (missing or unknown: {error})") from None
     if kind not in PARTS:
         raise InputError(f"{where}: type {kind!r} is not one of {', '.join(['LatentDiffusion', *PARTS])}")
