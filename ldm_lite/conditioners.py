@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .condition import Condition
-from .config import suggest
+from .config import InputError, suggest
 
 Batch = dict[str, Tensor]
 
 
 def needed(batch: Batch, key: str, who: str) -> Tensor:
     if key not in batch:
-        raise KeyError(f"{who} needs the key {key}; the batch has {', '.join(batch)}")
+        raise InputError(f"{who} needs the key {key}; the batch has {', '.join(batch)}")
     return batch[key]
 
 

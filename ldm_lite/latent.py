@@ -48,7 +48,7 @@ class LatentDiffusion(nn.Module):
         if "z" in batch:
             return batch["z"]
         if "image" not in batch:
-            raise KeyError(f"LatentDiffusion needs the key image or z; the batch has {', '.join(batch)}")
+            raise InputError(f"LatentDiffusion needs the key image or z; the batch has {', '.join(batch)}")
         with torch.no_grad():
             return self.first_stage.encode(batch["image"], sample=True)
 
