@@ -1,7 +1,7 @@
 """First stages: encode(image) -> z of about unit variance, f times smaller on a side, and decode(z) -> image.
 
-The original architecture (Rombach et al. 2022, appendix G.1; Esser et al. 2021), with two bottlenecks: kl draws z from a
-Gaussian per position that a slight KL term keeps near N(0, 1); vq snaps it to a codebook. Pixels is f = 1."""
+The original architecture (Rombach et al. 2022, appendix G.1; Esser et al. 2021), with two bottlenecks: kl draws z from
+a Gaussian per position that a slight KL term keeps near N(0, 1); vq snaps it to a codebook. Pixels is f = 1."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Autoencoder(nn.Module):
         return self.picture(code.z), code
 
     def encode(self, image: Tensor, sample: bool = False) -> Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> z (B, C, H/f, W/f). sample draws from the posterior (kl) instead of its mean.
+        """image (B, 3, H, W) in [-1, 1] -> z (B, C, H/f, W/f), the posterior's mean (kl) or a sample of it.
 
         VQ gives the latent before snapping, which is what the paper's models diffuse. InputError for other images."""
         code = self.code(checked(image, self.f, self.config.image_channels), sample)

@@ -1,4 +1,6 @@
-"""From a batch to a Condition. `null = self ∘ blank`: one line defines dropout in training and the other half of guidance."""
+"""From a batch to a Condition.
+
+`null = self ∘ blank`: one line defines dropout in training and the other half of guidance."""
 
 from __future__ import annotations
 

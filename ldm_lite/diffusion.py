@@ -36,9 +36,9 @@ class VariancePreserving:
 
     kind: scaled_linear is linear in sqrt(beta), the paper's (CompVis calls it "linear"); linear is linear in beta
     (DDPM, guided diffusion); cosine is Nichol and Dhariwal 2021, eq. 17 (start and end unused).
-    One table of log alpha_bar holds everything: entry 0 is exactly clean, entry n is step n of the chain, t = n / T, and
-    between entries log alpha_bar is linear. Times are float64 inside; alpha and sigma come back in float64 on t's device
-    (float32 where the device has no float64)."""
+    One table of log alpha_bar holds everything: entry 0 is exactly clean, entry n is step n of the chain, t = n / T,
+    and between entries log alpha_bar is linear. Times are float64 inside; alpha and sigma come back in float64 on t's
+    device (float32 where the device has no float64)."""
 
     kind: Kind = "scaled_linear"
     start: float = 0.0015
@@ -135,7 +135,7 @@ class Diffusion:
     One inversion serves eps, z0, v and flow under every schedule. It is singular only where the output says nothing
     about the other unknown (eps at pure noise, z0 at clean data, where `noised` says nothing new either).
     loss: l2 or l1, a mean over all but the batch (Rombach et al. 2022, eq. 2; the original uses l1 for some models).
-    snr_cap: weigh a sample's loss as Hang et al. 2023 (min-SNR-gamma, eq. 8), in the units of z0; None is the paper's."""
+    snr_cap: weigh a sample's loss as Hang et al. 2023 (min-SNR-gamma, eq. 8), in the units of z0; None as the paper."""
 
     schedule: VariancePreserving | RectifiedFlow
     predicts: Prediction = "eps"

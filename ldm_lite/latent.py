@@ -32,7 +32,9 @@ SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {"ddim": samplers.ddim}
 
 
 class LatentDiffusion(nn.Module):
-    """first_stage: encode, decode, f, channels. denoiser: (z, clock, Condition) -> output. conditioner: batch -> Condition."""
+    """first_stage: encode, decode, f, channels. denoiser: (z, clock, Condition) -> output.
+
+    conditioner: batch -> Condition, and blank: batch -> the batch with its conditions emptied."""
 
     def __init__(self, first_stage: nn.Module, denoiser: nn.Module, diffusion: Diffusion, conditioner: nn.Module):
         super().__init__()
@@ -118,7 +120,7 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def sample(self, batch: Batch, batch_size: int = 64, **settings: Any) -> Tensor:
-        """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`. batch_size: how many to decode at once."""
+        """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`. batch_size: how many decode at once."""
         z = samplers.last(self.trajectory(batch, **settings))
         return torch.cat([self.first_stage.decode(part).float().clamp(-1, 1).cpu() for part in z.split(batch_size)])
 
