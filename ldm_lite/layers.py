@@ -29,7 +29,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 def norm(width: int, eps: float) -> nn.GroupNorm:
-    """32 groups as the original from 128 channels up; below, four channels to a group. Fewer where it must divide."""
+    """32 groups as the original from 128 channels up, below it four channels to a group; fewer to divide the width."""
     return nn.GroupNorm(math.gcd(32 if width >= 128 else max(1, width // 4), width), width, eps)
 
 
@@ -156,7 +156,7 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each on normed tokens and added (the code's order, not table 16)."""
+    """Self-attention, cross-attention, feed-forward, each on normed tokens and added: the code's order, not table 16."""
 
     def __init__(self, width: int, context: int, heads: int, head_channels: int):
         super().__init__()
