@@ -156,7 +156,7 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each on normed tokens and added: the code's order, not table 16."""
+    """Self-attention, cross-attention, feed-forward, on normed tokens and added: the code's order, not table 16's."""
 
     def __init__(self, width: int, context: int, heads: int, head_channels: int):
         super().__init__()
