@@ -1,0 +1,339 @@
+"""The whole model: its loss and samples from its parts, and weights that come back from a folder."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import NAMES, UNET, Pictures, latent_diffusion
+
+from ldm_lite import samplers
+from ldm_lite.autoencoder import Pixels
+from ldm_lite.conditioners import Unconditional
+from ldm_lite.config import InputError
+from ldm_lite.diffusion import Diffusion, RectifiedFlow
+from ldm_lite.latent import LatentDiffusion, Noise, assembled, describe, found, mix
+from ldm_lite.samplers import Step
+from ldm_lite.unet import UNet
+
+PLAIN = replace(UNET, vector=0)
+SIZE = (24, 16)
+
+
+def batch(n: int = 5) -> dict[str, torch.Tensor]:
+    return {"label": torch.arange(n) % len(NAMES)}
+
+
+def images(n: int = 5) -> dict[str, torch.Tensor]:
+    return batch(n) | {"image": Pictures(n).images}
+
+
+# The loss -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_the_denoiser_in_the_latents_of_the_first_stage():
+    model, told = latent_diffusion().eval(), images()
+    model.first_stage.scale.fill_(1.7)
+    times = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    torch.manual_seed(1)
+    losses = model(told, times=times)
+    torch.manual_seed(1)
+    z0 = model.first_stage.encode(told["image"], sample=True)
+    eps, cond = torch.randn_like(z0), model.conditioner(told)
+    expected = model.diffusion.loss(lambda z, clock: model.denoiser(z, clock, cond), z0, eps, times)
+    torch.testing.assert_close(losses, expected)
+
+
+def test_cached_latents_take_the_place_of_images():
+    model, times = latent_diffusion().eval(), torch.full((5,), 0.5)
+    z = torch.randn(5, 2, 6, 4)
+    torch.manual_seed(1)
+    losses = model(batch() | {"z": z}, times=times)
+    torch.manual_seed(1)
+    model.first_stage = Pixels()
+    torch.testing.assert_close(model(batch() | {"image": z}, times=times), losses)
+
+
+def test_training_times_are_the_schedules():
+    model, seen = latent_diffusion().eval(), []
+    model.denoiser.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    torch.manual_seed(1)
+    model(batch() | {"z": torch.randn(5, 2, 6, 4)})
+    torch.manual_seed(1)
+    torch.randn(5, 2, 6, 4)
+    expected = model.diffusion.schedule.clock(model.diffusion.schedule.draw(5))
+    torch.testing.assert_close(seen[0], expected.float())
+
+
+def conditions_seen(model: LatentDiffusion, told: dict, dropout: float) -> torch.Tensor:
+    seen = []
+    handle = model.denoiser.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2].vector))
+    with torch.no_grad():
+        model(told, dropout)
+    handle.remove()
+    return seen[0]
+
+
+def test_dropout_one_is_the_blank_condition_and_dropout_zero_the_condition():
+    model, told = latent_diffusion().eval(), batch() | {"z": torch.randn(5, 2, 4, 4)}
+    condition, blank = (c.vector for c in model.conditions(told))
+    assert not torch.equal(condition, blank)
+    assert torch.equal(conditions_seen(model, told, 1.0), blank)
+    assert torch.equal(conditions_seen(model, told, 0.0), condition)
+
+
+def test_dropout_is_the_share_of_conditions_that_are_blanked():
+    model, n = latent_diffusion().eval(), 2000
+    model.denoiser.forward = lambda z, clock, cond: z  # only what it is told matters here
+    seen = conditions_seen(model, batch(n) | {"z": torch.zeros(n, 2, 2, 2)}, 0.3)
+    blanked = (seen == model.conditioner.embedding.weight[len(NAMES)]).all(1)
+    assert float(blanked.float().mean()) == pytest.approx(0.3, abs=0.05)
+    kept = model.conditioner.embedding.weight[batch(n)["label"]]
+    assert torch.equal(seen[~blanked], kept[~blanked])
+
+
+def test_the_first_stage_is_not_trained():
+    model = latent_diffusion()
+    model(images()).sum().backward()
+    assert all(p.grad is None for p in model.first_stage.parameters())
+    assert all(p.grad is not None for p in model.denoiser.parameters())
+    assert model.conditioner.embedding.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"label": torch.tensor([0])}, "LatentDiffusion needs the key image or z; the batch has label"),
+        ({"image": torch.zeros(1, 3, 4, 4)}, "Labels needs the key label; the batch has image"),
+        ({"image": torch.zeros(1, 3, 4, 6) + 9, "label": torch.tensor([0])}, "image: values from 9 to 9"),
+    ],
+)
+def test_a_batch_that_lacks_something_is_told_what(told, message):
+    with pytest.raises(InputError, match=message):
+        latent_diffusion()(told)
+
+
+# Samples ------------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_the_decoded_end_of_the_samplers_path():
+    model = latent_diffusion().eval()
+    model.first_stage.scale.fill_(0.4)
+    told, blank = model.conditions(batch(2))
+    start, schedule = Noise(9, (2, 2, 12, 8))(torch.empty(0)), model.diffusion.schedule
+    predict = samplers.predictor(model.denoiser, model.diffusion, told, blank, 2.5)
+    with torch.no_grad():
+        z = samplers.last(samplers.ddim(predict, start, schedule.grid(4), schedule))
+        expected = model.first_stage.decode(z).clamp(-1, 1)
+    torch.testing.assert_close(model.sample(batch(2), steps=4, guidance=2.5, seed=9, size=SIZE), expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_sample_depends_on_the_seed_and_its_place_alone(eta):
+    model = latent_diffusion().eval()
+    settings = {"steps": 3, "guidance": 2.0, "size": SIZE, "eta": eta}
+    five = model.sample(batch(5), seed=3, **settings)
+    torch.testing.assert_close(model.sample(batch(2), seed=3, **settings), five[:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.sample(batch(5), seed=3, batch_size=2, **settings), five, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.sample(batch(5), seed=3, **settings), five)
+    assert not torch.allclose(model.sample(batch(5), seed=4, **settings), five, atol=1e-2)
+    assert not torch.allclose(five[0], five[3], atol=1e-2)  # the same label
+
+
+def test_the_trajectory_has_a_step_for_each_and_ends_clean():
+    model = latent_diffusion().eval()
+    steps = list(model.trajectory(batch(2), steps=4, size=SIZE))
+    assert len(steps) == 4 and float(steps[-1].t) == 0
+    assert all(step.z.shape == step.z0.shape == (2, 2, 12, 8) for step in steps)
+
+
+def test_the_number_of_samples_is_n_or_the_conditions_or_one():
+    plain = latent_diffusion(PLAIN).eval()
+    assert len(plain.sample({}, n=3, steps=1, size=4)) == 3
+    assert len(plain.sample({}, steps=1, size=4)) == 1
+    assert len(latent_diffusion().eval().sample(batch(4), steps=1, size=4)) == 4
+
+
+def test_a_sampler_may_be_a_function_and_is_given_what_is_its_own():
+    def still(predict, z, times, schedule, shift):
+        yield Step(z + shift, z, times[-1])
+
+    model = latent_diffusion(PLAIN).eval()
+    (step,) = model.trajectory({}, still, n=2, seed=5, size=SIZE, shift=3.0)
+    torch.testing.assert_close(step.z - 3, Noise(5, (2, 2, 12, 8))(step.z))
+
+
+def test_inpainting_wraps_the_prediction():
+    model, known = latent_diffusion(PLAIN).eval(), torch.randn(2, 2, 12, 8)
+    keep = torch.zeros(1, 1, 12, 8)
+    keep[..., :5] = 1
+    schedule = model.diffusion.schedule
+    wrap = lambda predict: samplers.keep_known(predict, known, keep, schedule)
+    z = samplers.last(model.trajectory({}, n=2, steps=3, size=SIZE, wrap=wrap))
+    assert torch.equal(z[..., :5], known[..., :5]) and not torch.equal(z[..., 5:], known[..., 5:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "ddmi"}, r"ddmi: no such sampler; did you mean ddim\?"),
+        ({"steps": 0}, "steps: 0 is not between 1 and 1000"),
+        ({"steps": 1001}, "steps: 1001 is not between 1 and 1000"),
+        ({"n": 0}, "n: 0 is not 1 or more"),
+        ({"n": -2}, "n: -2 is not 1 or more"),
+        ({"n": 3}, "n: 3 samples are asked for, and conditions for 2 are given"),
+        ({"size": 5}, "size: 5 x 5 is not divisible by 4"),
+        ({"size": (8, 6)}, "size: 8 x 6 is not divisible by 4"),  # by f = 2, but not twice, as the denoiser does
+        ({"size": 0}, "size: 0 x 0 is not divisible by 4"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        latent_diffusion().sample(batch(2), **({"steps": 2, "size": 8} | settings))
+
+
+def test_noise_is_drawn_row_by_row_and_anew_each_time():
+    three, five = Noise(7, (3, 2, 4)), Noise(7, (5, 2, 4))
+    like = torch.empty(0)
+    first, second = three(like), three(like)
+    assert torch.equal(five(like)[:3], first) and torch.equal(five(like)[:3], second)
+    assert not torch.equal(first, second) and not torch.equal(first[0], first[1])
+    assert float(Noise(7, (50, 40))(like).std()) == pytest.approx(1, abs=0.05)
+
+
+def test_seeds_are_mixed_so_that_no_two_streams_meet():
+    seeds = {mix(*numbers) for a in range(30) for b in range(30) for numbers in ((a, b), (a, b, 0), (a,))}
+    assert len(seeds) == 30 * 30 * 2 + 30
+    assert all(0 <= seed < 2**63 for seed in seeds) and mix(-1) != mix(1)
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def flow() -> LatentDiffusion:
+    return LatentDiffusion(
+        Pixels(), UNet(replace(PLAIN, channels=3)), Diffusion(RectifiedFlow(), "flow"), Unconditional()
+    )
+
+
+MODELS = {
+    "labels as a vector": latent_diffusion,
+    "labels as context": lambda: latent_diffusion(replace(PLAIN, context=6, depth=2), "context", snr_cap=5.0),
+    "unconditional l1": lambda: latent_diffusion(PLAIN, distance="l1"),
+    "a flow in pixels": flow,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_saved_model_samples_the_same(name, tmp_path):
+    model = MODELS[name]().eval()
+    if name != "a flow in pixels":
+        model.first_stage.scale.fill_(0.123456789)
+    model.save(tmp_path)
+    again = LatentDiffusion.load(tmp_path)
+    told = batch(2) if name.startswith("labels") else {}
+    settings = {"n": 2, "steps": 2, "size": SIZE, "seed": 1}
+    assert torch.equal(again.sample(told, **settings), model.sample(told, **settings))
+    assert describe(again) == describe(model) and not again.training
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_weights_saved_in_half_precision_are_the_nearest_ones_and_the_scale_keeps_its_digits(tmp_path):
+    model = latent_diffusion().eval()
+    model.first_stage.scale.fill_(0.123456789)
+    model.save(tmp_path, torch.float16)
+    again = LatentDiffusion.load(tmp_path)
+    for (name, ours), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert theirs.dtype == torch.float32
+        assert torch.equal(theirs, ours if ours.ndim == 0 else ours.half().float()), name
+    settings = {"steps": 3, "size": SIZE}
+    torch.testing.assert_close(
+        again.sample(batch(2), **settings), model.sample(batch(2), **settings), rtol=0, atol=0.02
+    )
+    assert load_file(tmp_path / "model.safetensors")["denoiser.stem.weight"].dtype == torch.float16
+
+
+def test_a_runs_folder_and_its_model_are_the_same_to_load(tmp_path):
+    latent_diffusion().save(tmp_path / "model")
+    assert found(tmp_path) == found(tmp_path / "model") == tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_assembled_is_the_inverse_of_describe(name):
+    model = MODELS[name]()
+    values = json.loads(json.dumps(describe(model)))
+    again = assembled(values)
+    assert describe(again) == values and again.diffusion == model.diffusion
+    shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}
+    assert shapes(again) == shapes(model)
+
+
+def without(values: dict, *path: str) -> dict:
+    inner = values
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda v: [], "type None is not one of LatentDiffusion, Autoencoder"),
+        (lambda v: v | {"type": "GAN"}, "type 'GAN' is not one of"),
+        (lambda v: without(v, "denoiser"), "not a model of ours .*denoiser"),
+        (lambda v: without(v, "diffusion", "schedule", "type"), "not a model of ours .*type"),
+        (lambda v: v | {"conditioner": {"type": "os.system"}}, "type 'os.system' is not one of"),
+        (lambda v: v | {"diffusion": v["diffusion"] | {"predicts": "x0"}}, "predicts: x0"),
+        (lambda v: v | {"diffusion": v["diffusion"] | {"guess": 1}}, "guess"),
+        (lambda v: v | {"denoiser": v["denoiser"] | {"widht": 8}}, "widht: UNetConfig has channels, width"),
+        (lambda v: v | {"denoiser": v["denoiser"] | {"heads": 3}}, "UNetConfig: .*cannot be split into 3 heads"),
+    ],
+)
+def test_a_config_that_is_no_model_of_ours_is_named(spoil, message, tmp_path):
+    latent_diffusion().save(tmp_path)
+    values = spoil(json.loads((tmp_path / "config.json").read_text()))
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=message) as caught:
+        LatentDiffusion.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_another_model(path):
+    save_file(latent_diffusion(replace(UNET, width=12)).state_dict(), path)
+
+
+SPOILT = {
+    "truncated": (truncated, "truncated or not a safetensors file"),
+    "empty": (lambda path: path.write_bytes(b""), "truncated or not a safetensors file"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG" * 99), "truncated or not a safetensors file"),
+    "missing": (lambda path: path.unlink(), "no such file"),
+    "of another width": (of_another_model, "weights of another model .*size mismatch"),
+    "of nothing": (lambda path: save_file({}, path), "weights of another model .*Missing key"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_weights_that_do_not_fit_are_named(how, tmp_path):
+    latent_diffusion().save(tmp_path)
+    spoil, message = SPOILT[how]
+    spoil(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=f"model.safetensors: {message}") as caught:
+        LatentDiffusion.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_or_with_a_first_stage_alone_is_named(tmp_path):
+    with pytest.raises(InputError, match="not a model's folder"):
+        LatentDiffusion.load(tmp_path)
+    with pytest.raises(InputError, match="no-such-model: no such folder or shipped weights"):
+        LatentDiffusion.load("no-such-model")
+    tiny.task("autoencoder").save(tmp_path)
+    with pytest.raises(InputError, match="holds Autoencoder, not a whole model"):
+        LatentDiffusion.load(tmp_path)
