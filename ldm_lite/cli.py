@@ -335,7 +335,7 @@ def evaluate(arguments: list[str]) -> None:
         drawn = runs.sampled(
             model.to(device()), settings.n, settings.size, settings.guidance, settings.steps, settings.seed
         )
-        numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "steps": settings.steps}
+        numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "sampler_steps": settings.steps}
     if settings.output is not None:
         from .config import write
 

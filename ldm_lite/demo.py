@@ -75,7 +75,7 @@ def run(config: DemoConfig, out: Path) -> int:
         "label_read_back": numbers["label_read_back"],
         "samples": numbers["samples"],
         "guidance": numbers["guidance"],
-        "sampler_steps": numbers["steps"],
+        "sampler_steps": numbers["sampler_steps"],
         "latent_std": first["latent_std"],
         "validation_loss": numbers["validation_loss"],
         "first_stage_steps": first["training_steps"],

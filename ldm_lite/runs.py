@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import platform
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def train(recipe: Recipe, out: str | Path, command: str = "") -> Path:
 
     A first stage that the recipe names by preset is trained beside `out` if it has not been."""
     out = Path(out)
+    commit()  # asked now: the code may change while the run goes on
     steady_allocator()
     if isinstance(recipe, AutoencoderRecipe):
         return train_first_stage(recipe, out, command)
@@ -169,7 +171,7 @@ def denoiser_metrics(model: LatentDiffusion, recipe: DiffusionRecipe, out: Path 
     numbers["validation_loss"] = round(total / len(rows), 4)
     if recipe.labels and recipe.data.path == "scenes":
         samples, labels = sampled(model, JUDGED, recipe.data.size, GUIDANCE, STEPS)
-        numbers |= obedience(samples, labels) | {"guidance": GUIDANCE, "steps": STEPS}
+        numbers |= obedience(samples, labels) | {"guidance": GUIDANCE, "sampler_steps": STEPS}
         if out is not None:
             k = len(model.conditioner.names)
             some = max(1, min(8, JUDGED // k))
@@ -250,14 +252,13 @@ def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str,
         *rows,
         "",
     ]
-    write(
-        out / "model" / "metrics.json",
-        numbers | {"size": recipe.data.size, "steps": config.steps, "seconds": round(spent, 1)},
-    )
+    training = {"size": recipe.data.size, "training_steps": config.steps, "seconds": round(spent, 1)}
+    write(out / "model" / "metrics.json", numbers | training)
     with whole(out / "model" / "card.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
+@functools.cache
 def commit() -> str:
     """The code's commit, with a mark when files differ from it; "no commit" outside a clone."""
     try:
