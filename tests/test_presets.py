@@ -1,0 +1,148 @@
+"""Every preset can be built, described and written to a file; the published ones have the published sizes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ldm_lite.autoencoder import Pixels
+from ldm_lite.config import InputError, from_dict, read, write
+from ldm_lite.diffusion import VariancePreserving
+from ldm_lite.latent import assembled, describe
+from ldm_lite.presets import PRESETS, DataConfig, DiffusionRecipe, build, load_first_stage, recipe
+
+EVERY = pytest.mark.parametrize("name", PRESETS)
+OF_PHOTOGRAPHS = PRESETS["autoencoder"]
+
+
+def built(name: str) -> nn.Module:
+    """The model without memory for its weights. The recipe for photographs gets the first stage that it waits for."""
+    with torch.device("meta"):
+        return recipe(name).build(OF_PHOTOGRAPHS.build()) if name == "ldm" else build(name)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@EVERY
+def test_the_model_of_a_preset_can_be_described_and_assembled_again(name):
+    model = built(name)
+    with torch.device("meta"):
+        again = assembled(describe(model))
+    assert describe(again) == describe(model)
+    shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}
+    assert shapes(again) == shapes(model)
+
+
+@EVERY
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_a_recipe_comes_back_from_a_file_as_it_was(name, suffix, tmp_path):
+    write(tmp_path / f"recipe{suffix}", PRESETS[name])
+    assert from_dict(type(PRESETS[name]), read(tmp_path / f"recipe{suffix}")) == PRESETS[name]
+
+
+# The totals of the tensors in the published checkpoints
+SIZES = {
+    "kl-f4": 55_312_063,
+    "kl-f8": 83_653_863,
+    "kl-f16": 69_610_963,
+    "kl-f32": 103_880_131,
+    "vq-f4": 55_322_782,
+    "vq-f4-noattn": 53_219_486,
+    "vq-f8": 67_717_295,
+    "vq-f8-n256": 67_652_783,
+    "vq-f16": 69_593_371,
+    "celebahq-ldm4": 274_056_163,
+    "ffhq-ldm4": 274_056_163,
+    "lsun-bedrooms-ldm4": 274_056_163,
+    "lsun-churches-ldm8": 294_966_916,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_published_model_has_as_many_parameters_as_its_checkpoint(name):
+    model = built(name)
+    assert parameters(getattr(model, "denoiser", model)) == SIZES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "f", "channels", "batch", "lr", "steps"),
+    [
+        ("celebahq-ldm4", 4, 3, 48, 9.6e-5, 410_000),
+        ("ffhq-ldm4", 4, 3, 42, 8.4e-5, 635_000),
+        ("lsun-bedrooms-ldm4", 4, 3, 48, 9.6e-5, 1_900_000),
+        ("lsun-churches-ldm8", 8, 4, 96, 5e-5, 500_000),
+    ],
+)
+def test_the_papers_models_are_trained_as_its_table_12_says(name, f, channels, batch, lr, steps):
+    train, stage = recipe(name).train, built(name).first_stage
+    assert (train.batch, train.lr, train.steps, train.ema) == (batch, lr, steps, 0.9999)
+    assert (stage.f, stage.channels, recipe(name).data.size) == (f, channels, 256)
+
+
+def test_churches_are_trained_with_l1_on_a_schedule_and_a_warm_up_of_their_own():
+    churches = recipe("lsun-churches-ldm8")
+    assert (churches.distance, churches.schedule, churches.train.warmup) == (
+        "l1",
+        VariancePreserving(end=0.0155),
+        10_000,
+    )
+
+
+def test_the_labels_of_the_scenes_are_the_datasets():
+    from ldm_lite.data.scenes import LABELS
+
+    assert recipe("scenes-ldm4").labels == tuple(LABELS)
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_preset_is_told_the_names():
+    with pytest.raises(InputError, match=r"^ffhq-ldm: no such preset; did you mean ffhq-ldm4\? there are scenes-kl4, "):
+        recipe("ffhq-ldm")
+
+
+@pytest.mark.parametrize("size", [62, 68])
+def test_a_size_that_the_first_stage_or_the_denoiser_cannot_halve_is_refused(size):
+    data = DataConfig(size=size)
+    with pytest.raises(InputError, match=f"size: {size} is not divisible by 16"):
+        replace(recipe("scenes-ldm4"), data=data).build()
+    if size % 4:
+        with pytest.raises(InputError, match=f"size: {size} is not divisible by f = 4"):
+            replace(recipe("scenes-kl4"), data=data).build()
+
+
+def test_a_denoiser_for_other_channels_than_the_first_stages_is_refused():
+    with pytest.raises(InputError, match="channels: the first stage has 3, the denoiser 4"):
+        recipe("scenes-ldm4").build(Pixels())
+
+
+def test_a_first_stage_that_is_nowhere_is_refused():
+    with pytest.raises(InputError, match="nowhere"):
+        DiffusionRecipe("nowhere").build()
+
+
+@pytest.mark.parametrize(("field", "value"), [("size", 0), ("count", -1)])
+def test_data_out_of_range_is_refused(field, value):
+    with pytest.raises(InputError, match=f"^{field}: {value} is not 1 or more"):
+        DataConfig(**{field: value})
+
+
+# First stages -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_stage_of_a_whole_model_serves_another(tmp_path):
+    import tiny
+
+    model = tiny.latent_diffusion()
+    model.save(tmp_path)
+    stage = load_first_stage(tmp_path)
+    torch.testing.assert_close(stage.state_dict(), model.first_stage.state_dict(), rtol=0, atol=0)
+    assert not stage.training
+
+
+def test_pixels_need_no_weights():
+    assert load_first_stage("pixels").f == 1
