@@ -239,7 +239,7 @@ SCENES = {
     ),
     # what `ldm-lite demo` trains, each for its share of the minutes
     "demo-kl4": AutoencoderRecipe(
-        replace(_SCENES_AE, width=16), DataConfig(), _quick(1_800, 16, 2e-3, 0.995, warmup=50), kl_weight=1e-3
+        replace(_SCENES_AE, width=16), DataConfig(), _quick(3_000, 8, 2e-3, 0.997), kl_weight=1e-3
     ),
     "demo-ldm4": DiffusionRecipe(
         "demo-kl4",
@@ -247,7 +247,7 @@ SCENES = {
         predicts="v",
         labels=_scene_labels(),
         data=DataConfig(count=10_000),
-        train=_quick(1_500, 32, 1e-3, 0.995),
+        train=_quick(2_500, 16, 1e-3, 0.997),
     ),
 }
 
