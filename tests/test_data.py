@@ -288,16 +288,16 @@ def test_training_sees_each_row_as_its_epoch_draws_it(four):
 
 
 def test_a_truncated_picture_is_skipped_with_a_count_and_the_next_takes_its_place(four):
-    bad = truncated(four / "1.5.jpg")
+    bad, worse = truncated(four / "1.5.jpg"), truncated(four / "9.jpg")
     folder = ImageFolder(four, size=11)
-    assert len(folder) == 5 and folder.skipped == []
+    assert len(folder) == 6 and folder.skipped == []
     with pytest.warns(UserWarning, match=r"1\.5\.jpg: cannot be decoded \(image file is truncated.*1 image skipped"):
         image = folder[1]["image"]
     assert torch.equal(image, folder[2]["image"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         list(folder)
-    assert folder.skipped == [str(bad)]
+    assert folder.skipped == [str(bad), str(worse)]
 
 
 def test_after_the_last_picture_the_first_takes_its_place(four):
