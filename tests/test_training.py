@@ -274,7 +274,7 @@ def test_every_step_of_every_seed_draws_numbers_of_its_own(tmp_path):
 def test_a_signal_stops_after_the_step_and_the_resumed_run_is_bit_identical(kind, number, uninterrupted, tmp_path):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="stopped at step 5 of 8"):
-        fit(at(4, task(kind), lambda: os.kill(os.getpid(), number)), Pictures(), TRAIN, tmp_path)
+        fit(at(4, task(kind), lambda: signal.raise_signal(number)), Pictures(), TRAIN, tmp_path)
     assert signal.getsignal(number) == before
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
     resume(kind, tmp_path)
@@ -302,8 +302,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint_bit_identically(uninterrupted,
 
 def test_interrupting_twice_stops_at_once(tmp_path):
     def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         fit(at(4, task("autoencoder"), twice), Pictures(), TRAIN, tmp_path)
@@ -420,7 +420,7 @@ def test_the_first_slow_steps_do_not_count_in_the_rate(tmp_path, monkeypatch):
 
 def test_a_run_stopped_before_the_rate_is_known_starts_again(tmp_path, monkeypatch):
     with speed(monkeypatch, "autoencoder", 1.2) as job, pytest.raises(Stopped, match="starts again"):
-        fit(at(4, job, lambda: os.kill(os.getpid(), signal.SIGINT)), Pictures(), MINUTES, tmp_path)
+        fit(at(4, job, lambda: signal.raise_signal(signal.SIGINT)), Pictures(), MINUTES, tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
     with speed(monkeypatch, "autoencoder", 1.2) as job:
         assert fit(job, Pictures(), MINUTES, tmp_path) == 25
