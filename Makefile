@@ -66,9 +66,9 @@ pins: .venv/.uv
 	$(COMPILE) -c requirements/dev.txt -o requirements/core.txt
 
 clean:
-	rm -rf .venv $(COLAB) build dist .pytest_cache .ruff_cache
+	rm -rf .venv $(COLAB) build dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	find . \( -name .pytest_cache -o -name .ruff_cache -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # uv lives in .venv, so nothing outside the clone is changed.
 .venv/.uv:
