@@ -144,6 +144,7 @@ class whole:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.temporary.touch()
+            self.mode = self.temporary.stat().st_mode
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another place") from None
         return self.temporary
@@ -153,6 +154,7 @@ class whole:
             try:
                 with open(self.temporary, "rb+") as file:
                     os.fsync(file.fileno())
+                self.temporary.chmod(self.mode)  # some writers leave files that only their owner may read
                 os.replace(self.temporary, self.path)
                 return
             except OSError as problem:

@@ -169,3 +169,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(InputError, match="not written"), whole(tmp_path):
         pass
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_is_as_readable_as_any_other_whatever_wrote_it(tmp_path):
+    (tmp_path / "other").touch()
+    with whole(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+        temporary.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
