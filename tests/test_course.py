@@ -160,16 +160,19 @@ def test_rows_of_different_sizes_are_shown_at_one_size(displayed):
 def test_a_latent_is_drawn_with_its_channels_in_a_square():
     z = torch.zeros(2, 4, 3, 5)
     z[1, 1], z[1, 2] = 9.0, -9.0
-    drawn = figures.latent(z)
+    drawn = figures.latent(z, side=10)
     assert drawn.shape == (2, 3, 6, 10)
     assert (drawn[0] == 1).all() and (drawn[1, :, :3, :5] == 1).all()  # nothing is white
     assert drawn[1, 0, 0, 5] > drawn[1, 2, 0, 5]  # the second channel, above right, is warm
     assert drawn[1, 0, 3, 0] < drawn[1, 2, 3, 0]  # the third, below left, is cool
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5, 16])
-def test_a_latent_of_any_number_of_channels_can_be_drawn(channels):
-    assert figures.latent(torch.randn(2, channels, 4, 4)).abs().max() <= 1
+@pytest.mark.parametrize("channels, across", [(1, 1), (3, 2), (5, 3), (16, 4)])
+def test_a_latent_of_any_number_of_channels_can_be_drawn(channels, across, displayed):
+    z = torch.randn(2, channels, 4, 6)
+    drawn = figures.latent(z)
+    assert drawn.shape[-1] == 128 // (6 * across) * 6 * across and drawn.abs().max() <= 1
+    figures.pictures([drawn, torch.zeros(2, 3, 40, 64)], "A latent above grey.")
 
 
 @pytest.mark.parametrize("notebook", course.SYLLABUS, ids=lambda n: n.number)

@@ -136,13 +136,14 @@ def grid(
 
     if not isinstance(images, Tensor):
         columns = columns or max(len(row) for row in images)
-        side = max(image.shape[-1] for row in images for image in row)
-        images = torch.cat([enlarged(row, side) for row in images])
+        h, w = max((row.shape[-2:] for row in images), key=lambda size: size[1])
+        images = torch.cat([enlarged(row, h, w) for row in images])
     n, _, h, w = images.shape
     columns = min(n, columns or (n if n <= 6 else 8 if n % 8 == 0 else 6))
     rows = -(-n // columns)
     gap, line, margin = 6, 19, 8
-    beside = margin + max((int(7.4 * max(map(len, text.split("\n")))) for text in left), default=0)
+    plain = [re.sub(r"\$.*?\$", "xx", text) for text in left]  # a formula is short, whatever it takes to write it
+    beside = margin + max((8 + int(7.4 * max(map(len, text.split("\n")))) for text in plain), default=0)
     scale = scale or max(1, min(128 // h, (1100 - beside) // columns // w) or 1)
     h, w = h * scale, w * scale
     each = len(above) == n and rows > 1
@@ -176,24 +177,29 @@ def pixels(image: Tensor) -> Any:
     return (levels.round().to(torch.uint8) // 2 * 2).permute(1, 2, 0).numpy()
 
 
-def enlarged(images: Tensor, side: int) -> Tensor:
-    """Images whose width divides side, with every pixel a square of side / width pixels."""
-    times = side // images.shape[-1]
-    return images.detach().float().cpu().repeat_interleave(times, -2).repeat_interleave(times, -1)
+def enlarged(images: Tensor, h: int, w: int) -> Tensor:
+    """Images (B, C, h, w). Where the old size divides the new one, every pixel is a rectangle of one colour."""
+    return torch.nn.functional.interpolate(images.detach().float().cpu(), (h, w), mode="nearest")
 
 
-def latent(z: Tensor, most: float = 2.5) -> Tensor:
-    """Latents (B, C, h, w) as pictures (B, 3, H, W) in [-1, 1]: the channels side by side in a square, 4 as 2 x 2.
+def latent(z: Tensor, side: int = 128, most: float = 2.5) -> Tensor:
+    """Latents (B, C, h, w) as pictures (B, 3, H, W) in [-1, 1]: the channels in a square, 4 as 2 x 2, lines between.
 
-    0 is white, positive orange, negative blue; -most and most are the full colours."""
+    0 is white, positive orange, negative blue; -most and most are the full colours. side: the width to enlarge to."""
     b, c, h, w = z.shape
     across = int(c**0.5 + 0.999)
     down = -(-c // across)
-    values = torch.zeros(b, across * down, h, w)
-    values[:, :c] = z.detach().float().cpu().clamp(-most, most) / most
-    values = values.view(b, down, across, h, w).permute(0, 1, 3, 2, 4).reshape(b, 1, down * h, across * w)
-    warm, cool = (torch.tensor(rgb).view(1, 3, 1, 1) * 2 - 1 for rgb in ((0.78, 0.33, 0.02), (0.05, 0.30, 0.69)))
-    return 1 + values.clamp(min=0) * (warm - 1) - values.clamp(max=0) * (cool - 1)
+    scale = max(1, side // (across * w))
+    values = torch.zeros(b, across * down, h * scale, w * scale)
+    values[:, :c] = enlarged(z, h * scale, w * scale).clamp(-most, most) / most
+    warm, cool = (torch.tensor(rgb).view(1, 3, 1, 1, 1) * 2 - 1 for rgb in ((0.78, 0.33, 0.02), (0.05, 0.30, 0.69)))
+    values = values[:, None]
+    colours = 1 + values.clamp(min=0) * (warm - 1) - values.clamp(max=0) * (cool - 1)
+    if scale > 1:  # a line where a channel begins
+        colours[:, :, torch.arange(across * down) % across > 0, :, 0] = -0.2
+        colours[:, :, across:, 0] = -0.2
+    rows = colours.view(b, 3, down, across, h * scale, w * scale).permute(0, 1, 2, 4, 3, 5)
+    return rows.reshape(b, 3, down * h * scale, across * w * scale)
 
 
 # Where we are -------------------------------------------------------------------------------------------------------

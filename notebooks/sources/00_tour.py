@@ -60,10 +60,10 @@ figures.pictures(
 r"""
 **What to see.** Read along a row: the sky keeps its light. Read down a column: the ground keeps
 its kind. The model was told only a number from 0 to 15 for each picture. That cacti belong on
-sand and boats on water it found out by itself, from examples. Look for flaws too, such as a roof
-that does not meet its wall: they are small now, and will be instructive later.
+sand and boats on water it found out by itself, from examples. Look for flaws too: a second sun, a
+tree that is half a house. They are small, and you will see where they come from.
 
-What did this work? Three networks, and a table with one row of numbers for each class.
+What did this work? Three networks, and a table with one vector for each class.
 """
 
 # %% networks
@@ -75,7 +75,7 @@ parts = {
     "classes   a number -> a vector": model.conditioner,
 }
 for what, part in parts.items():
-    print(f"{sum(p.numel() for p in part.parameters()) / 1e6:6.2f} million weights   {what}")
+    print(f"{sum(p.numel() for p in part.parameters()):9,} weights   {what}")
 
 # %% into-latent [markdown]
 r"""
@@ -115,10 +115,10 @@ figures.pictures(
 
 # %% encode-read [markdown]
 r"""
-**What to see.** The latent is still a *picture*: find the horizon and the houses in it. It is
-coarser, and its four channels are nothing with a name, but place is kept. The decoded images look
-right. The last row says what was lost: blades of grass, ripples, grain, sharp edges. That is the
-bargain of the paper: the detail that went is the detail you did not miss.
+**What to see.** The latent is still a *picture*: find the horizon and the boats in it. It is
+coarser, and its four channels are nothing that has a name, but everything has kept its place. The
+decoded images look right. The last row says what went: blades of grass, ripples, the smaller
+stars, sharp edges. That is the bargain of the paper: what is given up is what you did not miss.
 
 Looking right is not enough. Before anything is built on an autoencoder, three numbers should be
 right, and here they are.
@@ -145,19 +145,23 @@ size, deviation = z0[0].numel() / x[0].numel(), float(latents.std())
 assert size == 1 / 12, "Sides 4 times smaller, 4 channels for 3: 12 times fewer numbers."
 assert 0.8 < deviation < 1.2, "Latents must be as large as the noise, whose deviation is 1."
 assert psnr(decoded, plain) > 27, "The decoder is the ceiling of everything that follows."
+assert psnr(decoded, plain) > psnr(decoded, held_out), "What it gives up should be the texture."
 
 # %% gates-read [markdown]
 r"""
-The second number is why $s$ exists: noise with standard deviation 1 will be added, and a latent
-ten times larger would hardly notice it. The third is the *gate*: no sampler can draw better than
-the decoder can. The PSNR is higher against scenes drawn without grass, ripples and grain. The
-decoder has cleaned the picture as well as copied it.
+The deviation is why $s$ exists: noise of deviation 1 will be added, and a latent ten times larger
+would hardly notice it. The PSNR is the *gate*: no sampler can draw better than the decoder can.
+That it is higher against the same scenes drawn without grass, ripples and grain says that texture
+is what the autoencoder gives up first.
+"""
 
+# %% noise [markdown]
+r"""
 ## 3. Noise, on purpose
 
-Now the diffusion half. Time $t$ runs from 0 (data) to 1 (noise), and at each time a latent is mixed
-with Gaussian noise. How much there is of either is fixed in advance by two weights, $\alpha_t$ and
-$\sigma_t$. Nothing here is learned.
+Now the diffusion half. Time $t$ runs from 0 (data) to 1 (noise), and at each time a latent is
+mixed with Gaussian noise. How much there is of either is fixed in advance by two weights,
+$\alpha_t$ and $\sigma_t$. Nothing here is learned.
 """
 
 # %% schedule tags=figure
@@ -218,7 +222,10 @@ r"""
 **What to see.** The upper row dissolves evenly. The lower row does not: the decoder has learned
 clean latents only, and what it makes of noise is coloured rubble. Nobody will show it noise
 again. It waits until the end.
+"""
 
+# %% one-look-idea [markdown]
+r"""
 ## 4. One look
 
 The denoiser sees $z_t$, the time and the class, and estimates the clean latent, $\hat z_0$, and
@@ -249,9 +256,9 @@ figures.pictures(
 # %% one-look-read [markdown]
 r"""
 **What to see.** From left to right the guess gets vaguer, but never noisy. While the noise is
-weak, it is the picture we started from. Where there is only noise left, the guess is a blur: the
-average of all pictures that are still possible. An average of sharp pictures is not a sharp
-picture, and that is why one look is not enough.
+weak, it is the picture we started from. In the middle it begins to make things up. Where only
+noise is left, it is a blur: the average of all pictures that are still possible. An average of
+sharp pictures is not a sharp picture, and that is why one look is not enough.
 
 How good is a look, in numbers? Suppose you know nothing about landscapes except that latents have
 variance 1. Then the best guess is $\alpha_t z_t$, and its mean squared error is $\sigma_t^2$.
@@ -271,8 +278,8 @@ figure, axis = figures.canvas(6, 2.8)
 axis.plot(probe, errors, "o-", label="the denoiser")
 axis.plot(probe, knowing_nothing, "o-", label=r"$\alpha_t z_t$, which knows nothing")
 axis.plot(probe, schedule(probe)[1] ** 2, "--", color=figures.SOFT, label=r"$\sigma_t^2$, theory")
-axis.set(xlabel="time t", ylabel="squared error of the guess", ylim=(0, None))
-axis.legend()
+axis.set(xlabel="time t", ylabel="squared error of the guess", ylim=(0, 1.15))
+axis.legend(loc="upper left")
 words = "Squared error against time: the denoiser's, and that of the best guess without knowledge."
 figures.show(figure, words)
 
@@ -286,11 +293,15 @@ assert learned < ignorant / 2, "This denoiser has learned too little about lands
 
 # %% beat-read [markdown]
 r"""
-**What to see.** The dashed line is theory, and the knowledge-free guess follows it. The distance
-to the lower curve is what the network knows about landscapes. When you train your own model and
-the samples are noise, look at this plot first: it tells within a second whether the network or
-the sampler is to blame.
+**What to see.** The dashed line is theory, and the guess that knows nothing follows it. The
+distance to the lower curve is what the network knows about landscapes. At the right end $z_t$ is
+only noise, and still the network's error is far below 1: that much the class alone gives away.
+When you train your own model and its samples are bad, look at this plot first. It tells within a
+second whether the network or the sampler is to blame.
+"""
 
+# %% sampling [markdown]
+r"""
 ## 5. From noise to a picture
 
 If one look gives a blur, look often. Start with pure noise at $t = 1$. Ask for $\hat z_0$ and
@@ -330,7 +341,7 @@ print("your six lines and model.sample draw the same pictures")
 
 # %% trajectory tags=figure
 path = list(model.trajectory({"label": wanted[:1]}, steps=24, guidance=2.0, seed=7))
-shown = [path[i] for i in (0, 4, 8, 12, 16, 20, 23)]
+shown = [path[i] for i in (0, 5, 8, 11, 14, 18, 23)]
 aims = stage.decode(torch.cat([step.z0 for step in shown]))
 figures.pictures(
     [figures.latent(torch.cat([step.z for step in shown])), aims],
@@ -416,14 +427,15 @@ figures.pictures(
 
 # %% predict-first [markdown]
 r"""
-**What to see.** The top row ignores the request. In the second most pictures obey. Further down
-all do, and they also become more alike and more garish.
+**What to see.** The top row ignores the request. In the second, all or nearly all pictures obey.
+Further down they become alike: what is rare on sand, such as a house, gives way to what is
+typical, a cactus.
 
 **Predict before you run.** The next cell draws samples of all sixteen classes at rising $w$. It
 measures how many show the class that was asked for: `read_label` reads sky and ground back from
-the picture. And it measures how much the pictures of one class differ. Write down: what share obeys
-at $w = 0$, when the class is not told? From which $w$ on does nearly every picture obey? Does more
-guidance make the pictures of a class more or less alike?
+the picture. And it measures how much the pictures of one class differ. Write down: what share
+obeys at $w = 0$, when the class is not told? From which $w$ on does nearly every picture obey?
+Does more guidance make the pictures of a class more or less alike?
 """
 
 # %% experiment tags=figure,timeout-600
@@ -455,10 +467,11 @@ assert variety[-1] < variety[0], "Obedience is paid for with variety."
 
 # %% steps-intro [markdown]
 r"""
-**What to see.** At $w = 0$ the share is near the dashed line, one in sixteen: the model guesses.
-At $w = 1$ it mostly obeys, and little is left to gain after $w = 2$. Variety falls all the way.
-So choose the *smallest* guidance that obeys. One run with one seed does not settle the second
-digit; notebook 12 shows how to measure with error bars.
+**What to see.** At $w = 0$ the share is near the dashed line: the model draws anything. At $w =
+1$ nearly every picture obeys already, in this small world, and variety goes on falling after
+that. So choose the *smallest* guidance that serves; classes that are harder to tell apart, and
+text, need more. One run with one seed does not settle the second digit. Notebook 12 measures with
+error bars.
 
 **Steps.** Each step costs one call of the denoiser, two with guidance. How many are needed?
 """
@@ -481,7 +494,7 @@ everything, and beyond that little changes. Each column stays the *same* picture
 follow the same path more exactly. Notebook 08 gets more out of few steps.
 
 **Your turn.** With a kernel running in full mode, sliders appear below the pictures. Find the
-fewest steps and the least guidance that still give you a good boat. Without a kernel, the fixed
+fewest steps and the least guidance that still give you a good boat. Without a kernel, three fixed
 rows show what there is to find.
 """
 
@@ -509,6 +522,13 @@ panel = widgets.knobs(
     ],
     words="Four samples of each: boats by day in 16 steps, the same in 4 steps, by night in 16.",
 )
+
+# %% knobs-read [markdown]
+r"""
+**What to see.** Compare the rows column by column. Boats keep their places by day and by night:
+the noise at the start decides what stands where, the class decides the rest, and the number of
+steps how exactly it is drawn.
+"""
 
 # %% map [markdown]
 r"""
@@ -636,37 +656,34 @@ def noised_at(z0, eps, t):
     return z0 * (1 - t) + eps * t
 
 
-# %% guide [exercise] title="Write guidance" difficulty=2 minutes=8
+# %% guide [exercise] title="Write guidance" difficulty=2 minutes=5
 r"""
 Given the network's answer without the class and its answer with it, both of shape (batch,
 channels, height, width), return the guided one [3]:
 
 $$\tilde\varepsilon = \varepsilon_\varnothing + w\,(\varepsilon_c - \varepsilon_\varnothing)$$
-
-One line. A widely copied implementation guides only some of the channels, and its pictures look
-fine. The check looks at every channel.
 """
 
 
 # %% [stub]
 def guided(without, told, w):
-    return ...
+    return ...  # one line
 
 
 # %% [check]
-with check(
-    "Write guidance", "guided still returns ...: one line, from the formula.", "In every channel."
-) as c:
+with check("Write guidance", "guided still returns ...: one line, from the formula.") as c:
     without, told = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
-    c.answered(guided(without, told, 3.0))
-    right = torch.lerp(without, told, 3.0)
-    for i in range(4):
-        why = f"Channel {i} is wrong at w = 3" + (
-            ", while those before it are right: guide all 4." if i else "."
+    for w in (3.5, 0.0, 1.0):
+        c.close(
+            guided(without, told, w),
+            torch.lerp(without, told, w),
+            f"Wrong at w = {w}. 0 must give the answer without the class, 1 the one with it.",
+            mistakes={
+                "That is w + 1: the original paper counts from 0, we count from 1.": told
+                + w * (told - without),
+                "The two answers have changed places.": torch.lerp(told, without, w),
+            },
         )
-        c.close(guided(without, told, 3.0)[:, i], right[:, i], why)
-    c.close(guided(without, told, 0.0), without, "w = 0 must give the answer without the class.")
-    c.close(guided(without, told, 1.0), told, "w = 1 must give the plain answer with the class.")
 
 
 # %% [solution]
@@ -676,84 +693,90 @@ def guided(without, told, w):
 
 # %% [wrong]
 def guided(without, told, w):
-    return torch.cat([(without + w * (told - without))[:, :3], told[:, 3:]], dim=1)
+    return told + w * (told - without)
 
 
 # %% break-it [markdown]
 r"""
-### Break it: it looks fine
+### Break it: does it look right?
 
-The next function takes bytes, as an image file has them, through the latent and back. It contains
-a bug of a kind that has shipped in published notebooks, next to pictures that gave nobody a
-reason to doubt them.
+The next function guides, too. It goes back to code for RGB images, whose three channels were
+followed by something that must not be guided. From there it was copied into published code for
+latents. We draw the same pictures with the package's guidance and with this one.
 """
 
 
 # %% broken tags=figure
-def round_trip(pixels):
-    """Images as bytes, 0 … 255, through the latent and back to bytes."""
-    image = pixels.to(device) / 255
-    image = stage.decode(stage.encode(image))
-    return (image.clamp(0, 1) * 255).round().byte().cpu()
+def suspect(without, told, w):
+    eps, rest = told[:, :3], told[:, 3:]
+    return torch.cat([without[:, :3] + w * (eps - without[:, :3]), rest], dim=1)
 
 
-pixels = Scenes(split="test").batch(range(5))["image"]
-broken = round_trip(pixels)
-figures.pictures(
-    [shown.float() / 127.5 - 1 for shown in (pixels, broken)],
-    "Five test images, and below them what round_trip returns: they are hard to tell apart.",
-    left=("image", "round_trip"),
+def guiding(rule, labels, w):
+    """predict(z, t) that applies a rule to the network's two answers."""
+    with_class, without_class = asking(labels), asking(labels, 0.0)
+    return lambda z, t: [rule(b, a, w) for a, b in zip(with_class(z, t), without_class(z, t))]
+
+
+start = Noise(seed=5, shape=(6, 4, 16, 16))(z0)
+right, doubtful = (
+    generate(rule, start, 16) for rule in (asking(mixed, 4.0), guiding(suspect, mixed, 4.0))
 )
-print(f"round_trip {psnr(broken / 127.5 - 1, x.cpu()):.1f} dB")
-print(f"section 2  {psnr(back.cpu(), x.cpu()):.1f} dB, for the same images")
+figures.pictures(
+    [stage.decode(right), stage.decode(doubtful)],
+    "Six classes with guidance 4, above by the package, below by the function suspect.",
+    left=("package", "suspect"),
+)
 
 # %% broken-read [markdown]
 r"""
-**What to see.** Next to nothing, and that is the point. The number sees it at once: every 6 dB
-are a factor of two in error.
+**What to see.** The pictures are not the same. But would you have called one of the rows wrong,
+had you seen it alone? That is how such a line survives for years. A test without any picture
+finds it in a millisecond, and you will write it.
 """
 
-# %% repair [exercise] title="Repair it" difficulty=3 minutes=10
+# %% catch-it [exercise] title="Catch it" difficulty=3 minutes=10
 r"""
-Write `repaired(pixels)`, which takes and returns bytes like `round_trip`, and reaches the PSNR of
-section 2. Two lines change. If you are stuck, print the smallest and the largest value that
-`stage.encode` gets here, and what it got in section 2.
+Write `is_guidance(rule)`, which is `True` if `rule(without, told, w)` is guidance and `False` if
+it is anything else. You may call the rule with any tensors you like. The check tries your test on
+right rules and on wrong ones, `suspect` among them. Section 6 has two properties to start from.
 """
 
 
 # %% [stub]
-def repaired(pixels):
+def is_guidance(rule):
     return ...
 
 
 # %% [check]
-with check(
-    "Repair it",
-    "repaired still returns ...: copy round_trip and find the bug.",
-    "The gate is open.",
-) as c:
-    mended = repaired(pixels)
-    c.answered(mended)
-    c.that(mended.dtype == torch.uint8, f"Bytes should come back, not {mended.dtype}.")
-    reached, gate = psnr(mended / 127.5 - 1, x.cpu()), psnr(back.cpu(), x.cpu())
-    c.that(
-        reached > gate - 0.3,
-        f"{reached:.1f} dB, but {gate:.1f} dB are possible. Which range did the autoencoder learn?",
-    )
+rules = {
+    "the right rule": (lambda a, b, w: a + w * (b - a), True),
+    "the right rule, written differently": (lambda a, b, w: (1 - w) * a + w * b, True),
+    "suspect, which leaves a channel out": (suspect, False),
+    "one that counts w from 0": (lambda a, b, w: b + w * (b - a), False),
+    "one in which the answers have changed places": (lambda a, b, w: b + w * (a - b), False),
+    "one that is right at w = 0 and 1 only": (lambda a, b, w: a + w**2 * (b - a), False),
+    "one that guides by at most 1": (lambda a, b, w: a + min(w, 1.0) * (b - a), False),
+}
+with check("Catch it", "is_guidance still returns ...", "No wrong rule passes your test.") as c:
+    for name, (rule, verdict) in rules.items():
+        mine = is_guidance(rule)
+        c.answered(mine)
+        c.that(bool(mine) == verdict, f"Your test says {bool(mine)} to {name}.")
 
 
 # %% [solution]
-def repaired(pixels):
-    image = pixels.to(device) / 127.5 - 1  # the autoencoder was trained on -1 … 1
-    image = stage.decode(stage.encode(image))
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+def is_guidance(rule):
+    a, b = torch.randn(2, 3, 4, 5, 7).unbind()  # 4 channels
+    return all(
+        torch.allclose(rule(a, b, w), torch.lerp(a, b, w), atol=1e-4) for w in (0.0, 1.0, 3.0)
+    )
 
 
 # %% [wrong]
-def repaired(pixels):
-    image = pixels.to(device) / 255
-    image = stage.decode(stage.encode(image))
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+def is_guidance(rule):
+    a, b = torch.randn(2, 3, 4, 5, 7).unbind()
+    return torch.allclose(rule(a, b, 1.0), b)
 
 
 # %% summary [markdown]
@@ -767,8 +790,8 @@ r"""
 - Sampling repeats guess and re-noise from $t = 1$ to $0$; the noise at the start decides the
   picture.
 - Guidance exaggerates what the class changes. It buys obedience with variety.
-- Pictures convince too easily. Ranges, variances, a known best guess and a gate cost milliseconds
-  and do not.
+- Pictures convince too easily. A gate, a best guess that knows nothing and a property test cost
+  milliseconds, and do not.
 
 **What next.** Notebook 01 asks which part of a picture the eye does not miss. Impatient? Train a
 model of your own, from nothing, in ten minutes on a laptop: `ldm-lite demo`, and then read its
