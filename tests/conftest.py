@@ -6,5 +6,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The same random numbers in every test, whichever tests ran before it."""
+    """The same random numbers in every test, and gradients: a notebook that ran before it may have turned them off."""
     torch.manual_seed(0)
+    with torch.enable_grad():
+        yield
