@@ -60,8 +60,8 @@ figures.pictures(
 r"""
 **What to see.** Read along a row: the sky keeps its light. Read down a column: the ground keeps
 its kind. The model was told only a number from 0 to 15 for each picture. That cacti belong on
-sand and boats on water it found out by itself, from examples. Look for flaws too: a second sun, a
-tree that is half a house. They are small, and you will see where they come from.
+sand and boats on water it found out by itself, from examples. Look for flaws too, such as a
+second moon, or a tree that is half a house: section 6 has a way to make more of them.
 
 What did this work? Three networks, and a table with one vector for each class.
 """
@@ -428,8 +428,8 @@ figures.pictures(
 # %% predict-first [markdown]
 r"""
 **What to see.** The top row ignores the request. In the second, all or nearly all pictures obey.
-Further down they become alike: what is rare on sand, such as a house, gives way to what is
-typical, a cactus.
+Further down they do not obey better. They get poorer and stranger: fewer things, colours that
+match the sky too well, here and there a second sun.
 
 **Predict before you run.** The next cell draws samples of all sixteen classes at rising $w$. It
 measures how many show the class that was asked for: `read_label` reads sky and ground back from
@@ -489,9 +489,9 @@ figures.pictures(
 
 # %% steps-read [markdown]
 r"""
-**What to see.** One step is the blur of section 4. Two to four give the composition, eight almost
-everything, and beyond that little changes. Each column stays the *same* picture: more steps
-follow the same path more exactly. Notebook 08 gets more out of few steps.
+**What to see.** One step is the blur of section 4. Two to four give the composition, eight nearly
+everything; after that, details change. Each column stays the *same* picture: more steps follow
+the same path more exactly. Notebook 08 gets more out of few steps.
 
 **Your turn.** With a kernel running in full mode, sliders appear below the pictures. Find the
 fewest steps and the least guidance that still give you a good boat. Without a kernel, three fixed
