@@ -176,7 +176,7 @@ def test_training_times_follow_the_generator(schedule):
 @PREDICTS
 @pytest.mark.parametrize("distance", ["l2", "l1"])
 def test_the_loss_is_a_mean_per_sample_of_the_error_of_what_is_predicted(schedule, predicts, distance):
-    z0, eps, t = z(3, 2, 5, 7).float(), z(3, 2, 5, 7).float(), torch.tensor([0.1, 0.5, 0.9])
+    z0, eps, t = z(3, 2, 5, 7).float(), z(3, 2, 5, 7).float(), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     d, seen = Diffusion(schedule, predicts, distance), {}
 
     def model(noised, clock):

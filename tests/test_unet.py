@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_lite.condition import Condition
-from ldm_lite.layers import SelfAttention, norm
+from ldm_lite.layers import ResBlock, SelfAttention, norm
 from ldm_lite.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(channels=2, width=8, mult=(1, 2, 3), blocks=1, attend_at=(2, 4), head_channels=8)
@@ -218,6 +218,15 @@ def test_recomputing_activations_changes_no_gradient(config):
         unet(z, clock, cond).square().sum().backward()
     for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_dropout_is_in_every_residual_block_and_for_training_only():
+    unet = shaken(UNet(replace(SMALL, dropout=0.3)))
+    assert {block.dropout for block in unet.modules() if isinstance(block, ResBlock)} == {0.3}
+    z, clock = torch.randn(1, 2, 4, 8), torch.tensor([3.0])
+    assert not torch.equal(unet(z, clock, Condition()), unet(z, clock, Condition()))
+    unet.eval()
+    assert torch.equal(unet(z, clock, Condition()), unet(z, clock, Condition()))
 
 
 def test_attention_sits_at_the_downsampling_factors_asked_for_and_in_the_middle():
