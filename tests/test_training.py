@@ -305,8 +305,9 @@ def test_interrupting_twice_stops_at_once(tmp_path):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         fit(at(4, task("autoencoder"), twice), Pictures(), TRAIN, tmp_path)
+    assert not isinstance(caught.value, Stopped)
 
 
 def test_a_row_of_the_log_that_a_kill_cut_short_is_not_taken_for_another_steps(tmp_path, uninterrupted):
