@@ -496,3 +496,4 @@ def test_a_cell_that_warns_stores_nothing(source, tmp_path, monkeypatch, capsys)
     source((FRONT + BODY).split("# %% count")[0])
     assert build.main(["--execute"]) == 2
     assert "cell setup writes to stderr in fast mode: careful" in capsys.readouterr().err
+    assert not (tmp_path / "notebooks" / "00_ants.ipynb").exists()

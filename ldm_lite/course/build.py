@@ -427,10 +427,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             return bool(stale)
         for source in chosen:
-            print(build(source))
-            if options.execute:
+            if options.execute:  # a run that fails leaves the notebook as it was
                 execute(source)
-                print(f"  {durations(source)}")
+                print(f"{source.notebook}: {durations(source)}")
+            else:
+                print(build(source))
         return 0
     except InputError as error:
         print(error, file=sys.stderr)
