@@ -415,7 +415,7 @@ print("guidance is a straight line through the two answers, in all", z.shape[1],
 sand = names.index("dusk sand")
 strengths = (0.0, 1.0, 2.0, 6.0)
 rows = [
-    model.sample({"label": torch.full((6,), sand)}, steps=10 if fast else 25, guidance=w, seed=11)
+    model.sample({"label": torch.full((5,), sand)}, steps=10 if fast else 25, guidance=w, seed=11)
     for w in strengths
 ]
 figures.pictures(
