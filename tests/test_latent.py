@@ -97,7 +97,7 @@ def test_dropout_is_the_share_of_conditions_that_are_blanked():
 def test_the_first_stage_is_not_trained():
     model = latent_diffusion()
     model(images()).sum().backward()
-    assert all(p.grad is None for p in model.first_stage.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in model.first_stage.parameters())
     assert all(p.grad is not None for p in model.denoiser.parameters())
     assert model.conditioner.embedding.weight.grad is not None
 

@@ -105,7 +105,7 @@ def test_an_unknown_preset_is_told_the_names():
         recipe("ffhq-ldm")
 
 
-@pytest.mark.parametrize("size", [62, 68])
+@pytest.mark.parametrize("size", [66, 68])
 def test_a_size_that_the_first_stage_or_the_denoiser_cannot_halve_is_refused(size):
     data = DataConfig(size=size)
     with pytest.raises(InputError, match=f"size: {size} is not divisible by 16"):
