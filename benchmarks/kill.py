@@ -1,7 +1,7 @@
 """kill -9 at a random moment, ten times, and equal weights in the end: python benchmarks/kill.py
 
-A small run of both tasks is trained once undisturbed. The same run is then started in another folder and killed at random
-moments, ten times in all, and left to finish. The weights must be equal byte for byte."""
+A small run of both tasks is trained once undisturbed. The same run is then started in another folder and killed at
+random moments, ten times in all, and left to finish. The weights must be equal byte for byte."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def _scene_labels() -> tuple[str, ...]:
     return tuple(f"{time} {ground}" for time in times for ground in grounds)
 
 
-# The published first stages (ldm-facts: the released configurations; width 128, 2 blocks, trained on OpenImages) -------
+# The published first stages (ldm-facts: the released configurations; width 128, 2 blocks, trained on OpenImages) ------
 
 
 def _published(**model: Any) -> AutoencoderRecipe:

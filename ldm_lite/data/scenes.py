@@ -55,7 +55,8 @@ class Scenes(Dataset):
     """Items are dicts of
 
     image (3, size, size) in [-1, 1] · caption · label, LABELS[label] = time and biome
-    boxes (K, 4) as x0 y0 x1 y1 in [0, 1], nearest last · box_labels (K,), OBJECTS[i] · segmentation (size, size), SEGMENTS[i]
+    boxes (K, 4) as x0 y0 x1 y1 in [0, 1], nearest last · box_labels (K,), OBJECTS[i]
+    segmentation (size, size), SEGMENTS[i]
 
     split: train, validation and test are disjoint streams. size: 16 to 512 pixels. texture: how much of the fine detail
     (grass, ripples, grain) is drawn, 0 for none. seed: another world of scenes. count: only the first so many."""
@@ -237,7 +238,7 @@ def planned(key: Array) -> Plan:
 
 
 class Canvas:
-    """Colour (B, 3, h, w) and coverage (B, 1, h, w) of shapes laid over one another, and whose segment each pixel is."""
+    """Colour (B, 3, h, w) and coverage (B, 1, h, w) of shapes laid over one another."""
 
     def __init__(self, shape: tuple[int, int, int], pixel: Array | float):
         b, h, w = shape
@@ -363,7 +364,8 @@ def sky(plan: Plan, x: Array, y: Array, size: int, time: Array) -> tuple[Array, 
     cells = 12
     cell_x, cell_y = (x * cells).astype(np.int64), (y * cells).astype(np.int64)
     place = lattice(key, 74, 3, cells, cells)[:, :, cell_y[0, :, 0]][:, :, :, cell_x[0, 0]]
-    spot = disc(x * cells - cell_x, y * cells - cell_y, f(0.2) + f(0.6) * place[:, 0], f(0.2) + f(0.6) * place[:, 1], f(0))
+    inner = f(0.2) + f(0.6) * place[:, :2]
+    spot = disc(x * cells - cell_x, y * cells - cell_y, inner[:, 0], inner[:, 1], f(0))
     star = np.clip(1 - spot * f(7.0), 0, 1) * (place[:, 2] > 0.62) * night * np.clip((place[:, 2] - f(0.5)) * 2, 0, 1)
     picture += star[:, None] * (1 - picture)
 
@@ -416,7 +418,7 @@ def detail(plan: Plan, near: Array, at: Array, biome: Array) -> Array:
 
 
 def stand(plan: Plan, picture: Array, segments: Array, size: int, time: Array, biome: Array) -> None:
-    """Paints the objects into picture and segments, far to near; all objects of a kind at once, each on a small patch."""
+    """Paints the objects into picture and segments, far to near: a kind at a time, on small patches."""
     f = np.float32
     side = min(size, int(0.62 * size) + 3)
     patches: dict[tuple[int, int], tuple[Array, Array, Array, int, int]] = {}
