@@ -468,10 +468,11 @@ assert variety[-1] < variety[0], "Obedience is paid for with variety."
 # %% steps-intro [markdown]
 r"""
 **What to see.** At $w = 0$ the share is near the dashed line: the model draws anything. At $w =
-1$ nearly every picture obeys already, in this small world, and variety goes on falling after
-that. So choose the *smallest* guidance that serves; classes that are harder to tell apart, and
-text, need more. One run with one seed does not settle the second digit. Notebook 12 measures with
-error bars.
+1$ nearly every picture obeys already, in this small world, and most of the variety is gone,
+because pictures of one class differ less than pictures of all. Going further gains no obedience
+and costs a little more variety. So choose the *smallest* guidance that serves; classes that are
+harder to tell apart, and text, need more. One run with one seed does not settle the second digit:
+notebook 12 measures with error bars.
 
 **Steps.** Each step costs one call of the denoiser, two with guidance. How many are needed?
 """
@@ -574,19 +575,14 @@ def times_smaller(side, f, channels):
 # %% [check]
 from ldm_lite.course.checks import check
 
-with check(
-    "How much smaller?", "times_smaller still returns ...: count the numbers in each, then divide."
-) as c:
+hint = "times_smaller still returns ...: count the numbers in each, then divide."
+with check("How much smaller?", hint) as c:
     for side, f, channels in ((64, 4, 4), (256, 8, 4), (96, 2, 7)):
         image, small = torch.empty(3, side, side), torch.empty(channels, side // f, side // f)
-        c.close(
-            times_smaller(side, f, channels),
-            image.numel() / small.numel(),
-            f"Wrong for side {side}, f {f}, channels {channels}. An image has 3 side² numbers.",
-            mistakes={
-                "Both sides shrink by f, height and width: f enters twice.": 3 * f / channels
-            },
-        )
+        mine, right = times_smaller(side, f, channels), image.numel() / small.numel()
+        why = f"Wrong for side {side}, f {f}, channels {channels}. An image has 3 side² numbers."
+        mistakes = {"Both sides shrink by f, so f enters twice.": 3 * f / channels}
+        c.close(mine, right, why, mistakes=mistakes)
 
 
 # %% [solution]
@@ -627,16 +623,12 @@ with check("Half signal, half noise", "Find t_half first, then write z_t as in s
     for moment in (0.1, 0.8):
         t = torch.tensor(moment)
         a, b = (float(weight) for weight in schedule(t))
-        c.close(
-            noised_at(some, noise, t),
-            model.diffusion.noised(some, noise, t),
-            f"The noisy latent is off at t = {moment}.",
-            mistakes={
-                "alpha and sigma have changed places.": b * some + a * noise,
-                "The weights are alpha and sigma themselves, not their squares.": a**2 * some
-                + b**2 * noise,
-            },
-        )
+        right = model.diffusion.noised(some, noise, t)
+        mistakes = {
+            "alpha and sigma have changed places.": b * some + a * noise,
+            "Mix with alpha and sigma, not with their squares.": a**2 * some + b**2 * noise,
+        }
+        c.close(noised_at(some, noise, t), right, f"z_t is off at t = {moment}.", mistakes=mistakes)
 
 # %% [solution]
 grid = torch.linspace(0, 1, 10_001)
@@ -674,16 +666,12 @@ def guided(without, told, w):
 with check("Write guidance", "guided still returns ...: one line, from the formula.") as c:
     without, told = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
     for w in (3.5, 0.0, 1.0):
-        c.close(
-            guided(without, told, w),
-            torch.lerp(without, told, w),
-            f"Wrong at w = {w}. 0 must give the answer without the class, 1 the one with it.",
-            mistakes={
-                "That is w + 1: the original paper counts from 0, we count from 1.": told
-                + w * (told - without),
-                "The two answers have changed places.": torch.lerp(told, without, w),
-            },
-        )
+        mistakes = {
+            "The original paper counts w from 0, we count from 1.": told + w * (told - without),
+            "The two answers have changed places.": torch.lerp(told, without, w),
+        }
+        why = f"Wrong at w = {w}. 0 must give the answer without the class, 1 the one with it."
+        c.close(guided(without, told, w), torch.lerp(without, told, w), why, mistakes=mistakes)
 
 
 # %% [solution]

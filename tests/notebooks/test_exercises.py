@@ -1,7 +1,7 @@
 """Each exercise, as the learner meets it, with a wrong answer and with the solution: its check must tell them apart."""
 
-import ast
 import builtins
+import symtable
 
 import pytest
 
@@ -10,37 +10,37 @@ from ldm_lite.course import build, checks, figures
 SOURCES = build.sources()
 
 
-def bound(tree):
+def bound(code):
     """The names that a cell defines."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).split(".")[0])
-    return names
+    return {
+        s.get_name() for s in symtable.symtable(code, "", "exec").get_symbols() if s.is_assigned() or s.is_imported()
+    }
 
 
-def used(tree):
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(dir(builtins))
+def used(code):
+    """The names that a cell, or a function in it, takes from the notebook."""
+
+    def walk(table):
+        names = {s.get_name() for s in table.get_symbols() if s.is_referenced() and s.is_global()}
+        return names.union(*map(walk, table.get_children()))
+
+    top = symtable.symtable(code, "", "exec")
+    names = walk(top) | {s.get_name() for s in top.get_symbols() if s.is_referenced()}
+    return names - bound(code) - set(dir(builtins))
 
 
 def needed(source):
-    """The cells before the exercises that they depend on, and the exercises, in order."""
+    """The exercises, and of the cells before them those that define what they use, in order."""
     exercises = {f"{exercise.id}-try": exercise for exercise in source.exercises}
     chosen, wanted = [], set()
     for cell in reversed([cell for cell in build.cells(source) if cell.kind == "code"]):
         if cell.id in exercises:
-            exercise = exercises[cell.id]
-            wanted |= set().union(*(used(ast.parse(exercise.code(a))) for a in ("stub", "solution", "wrong")))
-            chosen.append(exercise)
-            continue
-        if cell.tags == ("setup",):
+            wanted = wanted.union(*(used(exercises[cell.id].code(answer)) for answer in ("stub", "solution", "wrong")))
+            chosen.append(exercises[cell.id])
+        elif cell.tags == ("setup",):
             chosen.append("from ldm_lite.course import setup\ndevice, fast = setup()")
-        elif bound(ast.parse(cell.text)) & wanted:
-            wanted |= used(ast.parse(cell.text))
+        elif bound(cell.text) & wanted:
+            wanted = wanted - bound(cell.text) | used(cell.text)
             chosen.append(cell.text)
     return chosen[::-1]
 
