@@ -207,6 +207,12 @@ def test_seeds_are_mixed_so_that_no_two_streams_meet():
     seeds = {mix(*numbers) for a in range(30) for b in range(30) for numbers in ((a, b), (a, b, 0), (a,))}
     assert len(seeds) == 30 * 30 * 2 + 30
     assert all(0 <= seed < 2**63 for seed in seeds) and mix(-1) != mix(1)
+    assert mix(0) == 0xE220A8397B1DCDAF >> 1  # the first number of splitmix64
+
+
+def test_a_seed_is_the_same_noise_in_every_version():
+    row = torch.randn(3, generator=torch.Generator().manual_seed(mix(7, 1)))
+    assert torch.equal(Noise(7, (2, 3))(row)[1], row)
 
 
 # Folders ------------------------------------------------------------------------------------------------------------

@@ -125,6 +125,16 @@ def test_accumulated_parts_are_one_large_batch(accumulate):
     torch.testing.assert_close(module.state_dict(), same.state_dict())
 
 
+def test_steps_are_taken_in_training_mode_and_averages_looked_at_in_eval_mode():
+    module, modes = nn.Linear(5, 2), []
+    module.register_forward_hook(lambda module, x, y: modes.append(module.training))
+    descent = Descent(module, replace(PLAIN, ema=0.9))
+    with descent.averaged() as averaged:
+        averaged(torch.ones(1, 5))
+    descent.step({"x": torch.ones(6, 5)}, 0.1, lambda part: (module(part["x"]).sum(), {}))
+    assert modes == [False, True]
+
+
 def test_a_step_that_overflows_in_fp16_is_left_out():
     module = nn.Linear(5, 2)
     before = module.weight.detach().clone()
@@ -182,6 +192,16 @@ def test_workers_prepare_the_same_batches():
     here, there = (list(training.batches(Pictures(), 5, replace(TRAIN, workers=workers))) for workers in (0, 2))
     assert len(here) == 3
     torch.testing.assert_close(here, there, rtol=0, atol=0)
+
+
+class Deaf(Pictures):
+    def batch(self, rows):
+        return {"deaf": torch.tensor(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)}
+
+
+def test_workers_leave_ctrl_c_to_the_main_process():
+    (batch,) = training.batches(Deaf(), 7, replace(TRAIN, workers=1))
+    assert batch["deaf"]
 
 
 def test_a_dataset_that_offers_batches_is_asked_for_the_rows_of_the_step_and_bytes_become_minus_one_to_one():
