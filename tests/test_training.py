@@ -200,7 +200,8 @@ class Deaf(Pictures):
 
 
 def test_workers_leave_ctrl_c_to_the_main_process():
-    (batch,) = training.batches(Deaf(), 7, replace(TRAIN, workers=1))
+    with training.Interrupt():
+        (batch,) = training.batches(Deaf(), 7, replace(TRAIN, workers=1))
     assert batch["deaf"]
 
 
