@@ -162,6 +162,14 @@ def test_a_disk_that_is_full_leaves_the_old_file(failure, tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_settings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write(tmp_path / "s.json", Inner())
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **how: path.write_bytes(b"{") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "s.json", Inner(7))
+    assert from_dict(Inner, read(tmp_path / "s.json")) == Inner()
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("old")
     with pytest.raises(InputError, match=r"cannot be written .*choose another place"), whole(tmp_path / "file" / "x"):
