@@ -245,7 +245,6 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(here, model, cap
 
 
 def test_an_interrupted_run_is_resumed_by_the_same_command(here, monkeypatch, capsys):
-    import os
     import signal
 
     from ldm_lite.training import AutoencoderTask
@@ -255,7 +254,7 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(here, monkeypatch, ca
     def step(self, batch, number):
         if number == 1 and not (here / "asked").exists():
             (here / "asked").touch()
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return plain(self, batch, number)
 
     monkeypatch.setattr(AutoencoderTask, "step", step)

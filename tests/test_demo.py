@@ -1,7 +1,6 @@
 """The main job, on models of a few thousand weights: what it leaves behind, and how it goes on."""
 
 import json
-import os
 import re
 import signal
 
@@ -85,7 +84,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(small, monkeypatch, capsys):
     def step(self, batch, number):
         if number == 3 and not asked:
             asked.append(number)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return plain(self, batch, number)
 
     monkeypatch.setattr(DiffusionTask, "step", step)
