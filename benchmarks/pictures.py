@@ -6,7 +6,8 @@ import torch
 
 from ldm_lite.data import Scenes
 from ldm_lite.latent import LatentDiffusion
-from ldm_lite.runs import autocast, reconstructed, sampled, save_grid
+from ldm_lite.runs import classes_in_rows, pictures, reconstructed, sampled
+from ldm_lite.training import autocast, precision, save_grid
 
 HERE = Path(__file__).parent / "pictures"
 
@@ -17,25 +18,24 @@ def enlarged(images: torch.Tensor, times: int) -> torch.Tensor:
 
 def main() -> None:
     scenes = Scenes("test")
-    images = scenes.batch(range(32))["image"].float() / 127.5 - 1
+    images = pictures(scenes, range(32))
     save_grid(enlarged(images, 2), HERE / "scenes.png", 8)
-    large = Scenes("test", size=256).batch(range(4))["image"].float() / 127.5 - 1
-    save_grid(large, HERE / "scenes-256.png", 4)
+    save_grid(pictures(Scenes("test", size=256), range(4)), HERE / "scenes-256.png", 4)
 
     model = LatentDiffusion.load("scenes-ldm4")
     save_grid(
         enlarged(torch.cat([images[:8], reconstructed(model.first_stage, images[:8])]), 2), HERE / "first-stage.png", 8
     )
     samples, _ = sampled(model, 128, 64)
-    rows = [row for label in range(16) for row in range(label, 128, 16)]
-    save_grid(enlarged(samples[rows], 2), HERE / "samples.png", 8)
+    by_class, columns = classes_in_rows(samples, 16)
+    save_grid(enlarged(by_class, 2), HERE / "samples.png", columns)
     # the README's first: two of each kind
     save_grid(enlarged(samples[:32], 2), HERE / "first-screen.png", 8)
 
     # one latent on its way from noise to a picture
     states = list(model.trajectory({"label": torch.tensor([3, 6])}, steps=30, guidance=2.0, seed=4))
     shown = [states[i] for i in (0, 4, 9, 14, 19, 24, 27, 29)]
-    with autocast(model.device), torch.no_grad():
+    with autocast(model.device, precision("auto", model.device)), torch.no_grad():
         path = torch.cat([model.first_stage.decode(step.z).float() for step in shown])
         aim = torch.cat([model.first_stage.decode(step.z0).float() for step in shown])
     save_grid(enlarged(torch.cat([path[::2], aim[::2]]), 2), HERE / "trajectory.png", 8)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import InputError, suggest
+from .config import InputError, one_or_more, suggest
 
 COMMANDS = {
     "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
@@ -69,7 +69,7 @@ def options(cls: Any, default: Any, arguments: list[str], program: str, about: s
     for argument in arguments:
         name = argument.split("=")[0]
         if name.startswith("--") and name != "--help" and name not in known:
-            raise suggest(name, [k for k in known if not k.startswith("--no-")], f"option of {program}")
+            raise suggest(name, known, f"option of {program}")
     # options keep their underscores: they are the names of the fields
     screen = io.StringIO()
     try:
@@ -211,9 +211,7 @@ class SampleConfig:
     output: Path = Path("samples.png")  # also -o
 
     def __post_init__(self) -> None:
-        for name in ("n", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is not 1 or more")
+        one_or_more(n=self.n, steps=self.steps)
         for name in ("size", "columns"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
@@ -236,15 +234,15 @@ def sample(arguments: list[str]) -> None:
 
     import torch
 
-    from .runs import autocast, save_grid, steady_allocator
-    from .training import device
+    from .runs import steady_allocator
+    from .training import autocast, device, precision, save_grid
 
     steady_allocator()
     model = model.to(device())
     chosen = chosen or list(range(len(classes)))
     batch = {"label": torch.tensor([chosen[i % len(chosen)] for i in range(settings.n)])} if chosen else {}
     size = settings.size or trained_size(names[0])
-    with autocast(model.device):
+    with autocast(model.device, precision("auto", model.device)):
         images = model.sample(
             batch, n=settings.n, sampler=settings.sampler, steps=settings.steps, size=size, seed=settings.seed,
             guidance=settings.guidance if classes else 1.0, wrap=progress(settings.steps), eta=settings.eta,
@@ -311,9 +309,7 @@ class EvaluateConfig:
     output: Path | None = None  # a .json file for the numbers; also -o
 
     def __post_init__(self) -> None:
-        for name in ("n", "steps", "size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is not 1 or more")
+        one_or_more(n=self.n, steps=self.steps, size=self.size)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -321,35 +317,25 @@ def evaluate(arguments: list[str]) -> None:
     import json
 
     from . import runs
-    from .presets import AutoencoderRecipe, DataConfig, load_first_stage
+    from .latent import LatentDiffusion, restored
+    from .presets import DataConfig, dataset
     from .training import device
 
     about = "Reconstruction (psnr, dB) on held-out scenes, and the share of guided samples that show their label."
     names, rest = taken(arguments, "ldm-lite evaluate", "a model: a run's folder or shipped weights", 1)
     rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
     settings = options(EvaluateConfig, EvaluateConfig(), rest, "ldm-lite evaluate MODEL", about)
-    stage = load_first_stage(names[0])
-    numbers = runs.first_stage_metrics(stage, AutoencoderRecipe(data=DataConfig(size=settings.size)))
-    model = loaded_if_whole(names[0])
-    if model is not None and getattr(model.conditioner, "names", ()):
-        drawn = runs.sampled(
-            model.to(device()), settings.n, settings.size, settings.guidance, settings.steps, settings.seed
-        )
+    model, data = restored(names[0]).to(device()), DataConfig(size=settings.size)
+    whole = isinstance(model, LatentDiffusion)
+    numbers = runs.first_stage_metrics(model.first_stage if whole else model, dataset(data, "validation"), data)
+    if whole and getattr(model.conditioner, "names", ()):
+        drawn = runs.sampled(model, settings.n, settings.size, settings.guidance, settings.steps, settings.seed)
         numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "sampler_steps": settings.steps}
     if settings.output is not None:
         from .config import write
 
         write(settings.output, numbers)
     print(json.dumps(numbers, indent=2))
-
-
-def loaded_if_whole(name: str) -> Any:
-    """The LatentDiffusion of this name, or None where it is only a first stage."""
-    from .config import read
-    from .latent import LatentDiffusion, found
-
-    kind = read(found(name) / "config.json").get("type")
-    return LatentDiffusion.load(name) if kind == "LatentDiffusion" else None
 
 
 @dataclass(frozen=True)
@@ -362,8 +348,8 @@ class EncodeConfig:
 def encode(arguments: list[str]) -> None:
     from .data import ImageFolder, cache_latents
     from .presets import load_first_stage
-    from .runs import reconstructed, save_grid
-    from .training import device
+    from .runs import reconstructed
+    from .training import device, save_grid
 
     about = (
         "Writes z (N, C, H/f, W/f), the means of the posterior in the model's scale, in the order of the sorted files."
@@ -393,6 +379,9 @@ def encode(arguments: list[str]) -> None:
     print(f"{settings.output}: z {tuple(z.shape)}, mean {z.mean():.3f}, standard deviation {z.std():.3f}")
 
 
+PUBLISHED = ("model.safetensors", "config.json", "metrics.json", "card.md")
+
+
 @dataclass(frozen=True)
 class ConvertConfig:
     dtype: str = "fp16"  # of the weights in the file: fp32, fp16 or bf16
@@ -420,9 +409,6 @@ def convert(arguments: list[str]) -> None:
             shutil.copyfile(source / name, target / name)
     total = (target / "model.safetensors").stat().st_size
     print(f"{target}: {settings.dtype}, {total / 1e6:.1f} MB")
-
-
-PUBLISHED = ("model.safetensors", "config.json", "metrics.json", "card.md")
 
 
 def demo(arguments: list[str]) -> int:

@@ -29,6 +29,13 @@ def suggest(name: str, known: typing.Iterable[str], what: str) -> InputError:
     return InputError(f"{name}: no such {what}; {hint}there are {', '.join(known)}")
 
 
+def one_or_more(**values: int | None) -> None:
+    """InputError, by name, for a number below 1; None is a number that is not given."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}: {value} is not 1 or more")
+
+
 def to_dict(settings: Any) -> Any:
     """Plain JSON values: dataclasses become dicts, tuples lists, paths strings."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):

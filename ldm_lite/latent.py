@@ -14,7 +14,7 @@ from . import samplers
 from .autoencoder import Autoencoder, AutoencoderConfig, Pixels, PixelsConfig
 from .condition import Condition
 from .conditioners import Batch, Labels, LabelsConfig, Unconditional, UnconditionalConfig
-from .config import InputError, from_dict, read, suggest, to_dict, whole, write
+from .config import InputError, from_dict, one_or_more, read, suggest, to_dict, whole, write
 from .diffusion import Diffusion, RectifiedFlow, VariancePreserving
 from .samplers import Step
 from .unet import UNet, UNetConfig
@@ -96,8 +96,7 @@ class LatentDiffusion(nn.Module):
             sampler = SAMPLERS[sampler]
         lengths = [len(v) for v in batch.values() if isinstance(v, Tensor)]
         n = n if n is not None else (lengths[0] if lengths else 1)
-        if n < 1:
-            raise InputError(f"n: {n} is not 1 or more")
+        one_or_more(n=n)
         schedule = self.diffusion.schedule
         try:
             times = schedule.grid(steps)
@@ -126,27 +125,17 @@ class LatentDiffusion(nn.Module):
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes model.safetensors and config.json, each whole or not at all. dtype: of the floating point weights."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        if dtype is not None:  # the scale is one number: it keeps its precision
-            state = {k: v.to(dtype) if v.is_floating_point() and v.ndim else v for k, v in state.items()}
-        with whole(folder / "model.safetensors") as temporary:
-            save_file(state, temporary)
-        write(folder / "config.json", describe(self))
+        store(self, folder, dtype)
 
     @staticmethod
     def load(name: str | Path) -> LatentDiffusion:
         """From a folder that `save` wrote or `train` left, or by the name of shipped weights. In eval mode, float32.
 
         InputError for a folder that is none, a broken file or weights of another model."""
-        folder = found(name)
-        model = assembled(read(folder / "config.json"), folder / "config.json")
+        model = restored(name)
         if not isinstance(model, LatentDiffusion):
-            raise InputError(f"{folder}: holds {type(model).__name__}, not a whole model")
-        load_weights(model, folder / "model.safetensors")
-        return model.eval()
+            raise InputError(f"{found(name)}: holds {type(model).__name__}, not a whole model")
+        return model
 
 
 class Noise:
@@ -201,6 +190,27 @@ def assembled(values: Any, where: str | Path = "config") -> Any:
         raise InputError(f"{where}: type {kind!r} is not one of {', '.join(['LatentDiffusion', *PARTS])}")
     cls, settings = PARTS[kind]
     return cls(from_dict(settings, {k: v for k, v in values.items() if k != "type"}))
+
+
+def store(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes model.safetensors and config.json, each whole or not at all. dtype: of the floating point weights."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if dtype is not None:  # the scale is one number: it keeps its precision
+        state = {k: v.to(dtype) if v.is_floating_point() and v.ndim else v for k, v in state.items()}
+    with whole(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
+    write(folder / "config.json", describe(model))
+
+
+def restored(name: str | Path) -> nn.Module:
+    """The model in a folder or of this shipped name, whole or a first stage alone. In eval mode, float32."""
+    folder = found(name)
+    model = assembled(read(folder / "config.json"), folder / "config.json")
+    load_weights(model, folder / "model.safetensors")
+    return model.eval()
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

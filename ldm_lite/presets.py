@@ -13,9 +13,9 @@ from torch import nn
 
 from .autoencoder import Autoencoder, AutoencoderConfig, Pixels
 from .conditioners import Labels, LabelsConfig, Unconditional
-from .config import InputError, suggest
+from .config import InputError, one_or_more, suggest
 from .diffusion import Diffusion, VariancePreserving
-from .latent import LatentDiffusion, assembled, found, load_weights
+from .latent import LatentDiffusion, restored
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
 
@@ -32,10 +32,7 @@ class DataConfig:
     strict: bool = False  # an unreadable image stops the run instead of being skipped
 
     def __post_init__(self) -> None:
-        for name in ("size", "count"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: {value} is not 1 or more")
+        one_or_more(size=self.size, count=self.count)
 
 
 def dataset(config: DataConfig, split: str = "train") -> Any:
@@ -139,14 +136,10 @@ Recipe = AutoencoderRecipe | DiffusionRecipe
 
 def load_first_stage(name: str | Path) -> nn.Module:
     """A trained first stage from a folder or shipped weights; that of a whole model serves too. In eval mode."""
-    from .config import read
-
     if str(name) == "pixels":
         return Pixels()
-    folder = found(name)
-    model = assembled(read(folder / "config.json"), folder / "config.json")
-    load_weights(model, folder / "model.safetensors")
-    return (model.first_stage if isinstance(model, LatentDiffusion) else model).eval()
+    model = restored(name)
+    return model.first_stage if isinstance(model, LatentDiffusion) else model
 
 
 def build(name: str) -> nn.Module:

@@ -9,21 +9,35 @@ import ctypes
 import dataclasses
 import functools
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from . import __version__
 from .config import InputError, whole, write
 from .latent import LatentDiffusion, mix
 from .metrics import psnr
-from .presets import PRESETS, AutoencoderRecipe, DiffusionRecipe, Recipe, dataset, load_first_stage
-from .training import AutoencoderTask, DiffusionTask, Drawn, device, fit, precision, seconds
+from .presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, Recipe, dataset, load_first_stage
+from .training import (
+    AutoencoderTask,
+    DiffusionTask,
+    Drawn,
+    autocast,
+    claimed,
+    device,
+    fit,
+    moved,
+    precision,
+    save_grid,
+    seconds,
+)
 
 MEASURED = 1024  # images that the latent scale is measured on
 JUDGED = 256  # images and samples that held-out metrics are means of
@@ -56,12 +70,10 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "") -
         with task.descent.averaged(), torch.no_grad(), task.descent.autocast():
             # spread over the dataset: neighbours in a folder may be alike
             rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().tolist()
-            model.measure_scale(image.to(device()) for image in pictures(images, rows))
+            model.measure_scale(batch["image"].to(device()) for batch in batches(images, rows))
         task.save(out / "model")
-        stage = load_first_stage(out)
-        numbers = first_stage_metrics(stage, recipe)
-        images, result = held_out_pictures(stage, recipe, 8)
-        save_grid(torch.cat([images, result]), out / "reconstructions.png", 8)
+        held_out = dataset(recipe.data, "validation")
+        numbers = first_stage_metrics(load_first_stage(out).to(device()), held_out, recipe.data, out)
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -79,7 +91,8 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     fit(task, images, recipe.train, out, about(recipe))
     if not finished(out):
-        numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), recipe, out)
+        held_out = dataset(recipe.data, "validation")
+        numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), held_out, recipe, out)
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -94,8 +107,11 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
         beside = out.parent / name
         if not finished(beside):
             print(f"{name} comes first: training it in {beside}", flush=True)
-            preset = dataclasses.replace(preset, data=dataclasses.replace(preset.data, path=recipe.data.path))
-            train_first_stage(preset, beside, f"ldm-lite train {name}")
+            command = ["ldm-lite", "train", name]
+            if recipe.data.path != preset.data.path:
+                command += ["--data", recipe.data.path]
+                preset = dataclasses.replace(preset, data=dataclasses.replace(preset.data, path=recipe.data.path))
+            train_first_stage(preset, beside, shlex.join(command))
         return load_first_stage(beside)
     try:
         return load_first_stage(name)
@@ -105,8 +121,6 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
 
 def claim(out: Path, recipe: Recipe) -> None:
     """InputError, before any work, when `out` holds something else than this run."""
-    from .training import claimed
-
     claimed(out, recipe.train, about(recipe))
 
 
@@ -115,10 +129,15 @@ def about(recipe: Recipe) -> dict[str, Any]:
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name != "train"}
 
 
-def pictures(images: Any, rows: list[int], size: int = 32) -> Iterator[Tensor]:
-    """Batches (b, 3, H, W) in [-1, 1] of some rows of a dataset."""
+def batches(data: Any, rows: Sequence[int], size: int = 32) -> Iterator[dict[str, Any]]:
+    """Some rows of a dataset, as training sees them in its first epoch."""
     for i in range(0, len(rows), size):
-        yield Drawn(images).__getitems__([(row, 0) for row in rows[i : i + size]])["image"]
+        yield Drawn(data).__getitems__([(row, 0) for row in rows[i : i + size]])
+
+
+def pictures(data: Any, rows: Sequence[int]) -> Tensor:
+    """The images (B, 3, H, W) in [-1, 1] of some rows of a dataset."""
+    return torch.cat([batch["image"] for batch in batches(data, rows)])
 
 
 # Held-out metrics ---------------------------------------------------------------------------------------------------
@@ -132,54 +151,54 @@ def reconstructed(stage: nn.Module, images: Tensor, batch: int = 32) -> Tensor:
     return torch.cat(parts)
 
 
-def held_out_pictures(stage: nn.Module, recipe: Recipe, n: int) -> tuple[Tensor, Tensor]:
-    """The first n held-out images (n, 3, H, W) and their reconstructions."""
-    held_out = dataset(recipe.data, "validation")
-    images = torch.cat(list(pictures(held_out, list(range(min(n, len(held_out)))))))
-    return images, reconstructed(stage.to(device()), images)
+def first_stage_metrics(stage: nn.Module, held_out: Any, data: DataConfig, out: Path | None = None) -> dict[str, Any]:
+    """psnr against held-out images, and on the built-in scenes against the same scenes drawn without texture.
 
-
-def first_stage_metrics(stage: nn.Module, recipe: AutoencoderRecipe | DiffusionRecipe) -> dict[str, Any]:
-    """psnr against held-out images, and on the built-in scenes against the same scenes drawn without texture."""
-    images, result = held_out_pictures(stage, recipe, JUDGED)
+    out: the folder for reconstructions.png, eight of them below their images."""
+    rows = range(min(JUDGED, len(held_out)))
+    images = pictures(held_out, rows)
+    result = reconstructed(stage, images)
     numbers: dict[str, Any] = {"images": len(images), "psnr": mean(psnr(result, images))}
-    if recipe.data.path == "scenes":
+    if data.path == "scenes":
         from .data import Scenes
 
-        plain = Scenes("validation", recipe.data.size, texture=0).batch(range(len(images)))["image"].float() / 127.5 - 1
+        plain = pictures(Scenes("validation", data.size, texture=0), rows)
         numbers["psnr_without_texture"] = mean(psnr(result, plain))
+    place = next(stage.parameters()).device
     with torch.no_grad():
-        latents = torch.cat([stage.encode(part.to(device()), sample=True).cpu() for part in images.split(32)])
+        latents = torch.cat([stage.encode(part.to(place), sample=True).cpu() for part in images.split(32)])
     numbers["latent_std"] = round(float(latents.std()), 3)
+    if out is not None:
+        save_grid(torch.cat([images[:8], result[:8]]), out / "reconstructions.png", 8)
     return numbers
 
 
-def denoiser_metrics(model: LatentDiffusion, recipe: DiffusionRecipe, out: Path | None = None) -> dict[str, Any]:
-    """The first stage's metrics, the loss on held-out images and, on labelled scenes, the share that reads back."""
-    numbers = first_stage_metrics(model.first_stage, recipe) if recipe.first_stage != "pixels" else {}
-    held_out = dataset(recipe.data, "validation")
-    rows = list(range(min(JUDGED, len(held_out))))
+def denoiser_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRecipe, out: Path) -> dict[str, Any]:
+    """The first stage's metrics, the loss on held-out images and, on labelled scenes, the share that reads back.
+
+    out: the folder for samples.png, a row for each class."""
+    numbers = {} if recipe.first_stage == "pixels" else first_stage_metrics(model.first_stage, held_out, recipe.data)
+    rows = range(min(JUDGED, len(held_out)))
     total = 0.0
     with torch.no_grad():
-        for i in range(0, len(rows), 32):
-            batch = Drawn(held_out).__getitems__([(row, 0) for row in rows[i : i + 32]])
-            batch = {k: v.to(device()) for k, v in batch.items() if isinstance(v, Tensor)}
-            torch.manual_seed(i)
+        for i, batch in enumerate(batches(held_out, rows)):
+            torch.manual_seed(32 * i)
             # times in even steps: the mean over them has less noise than over drawn ones
-            times = (torch.arange(i, i + len(batch["image"])) % 32 + 0.5).double() / 32
-            total += float(model(batch, times=times).sum())
+            times = (torch.arange(len(batch["image"])) + 0.5).double() / 32
+            total += float(model(moved(batch, model.device), times=times).sum())
     numbers["validation_loss"] = round(total / len(rows), 4)
     if recipe.labels and recipe.data.path == "scenes":
         samples, labels = sampled(model, JUDGED, recipe.data.size, GUIDANCE, STEPS)
         numbers |= obedience(samples, labels) | {"guidance": GUIDANCE, "sampler_steps": STEPS}
-        if out is not None:
-            k = len(model.conditioner.names)
-            some = max(1, min(8, JUDGED // k))
-            rows = [
-                row for label in range(k) for row in range(label, min(k * some, JUDGED), k)
-            ]  # a row of pictures for each class
-            save_grid(samples[rows], out / "samples.png", some)
+        by_class, columns = classes_in_rows(samples, len(recipe.labels))
+        save_grid(by_class, out / "samples.png", columns)
     return numbers
+
+
+def classes_in_rows(samples: Tensor, classes: int, most: int = 8) -> tuple[Tensor, int]:
+    """What `sampled` drew, ordered for a grid with a row for each class, and the number of its columns."""
+    columns = min(most, len(samples) // classes)
+    return rearrange(samples[: columns * classes], "(n k) c y x -> (k n) c y x", k=classes), columns
 
 
 def obedience(samples: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -197,25 +216,9 @@ def sampled(
     parts = []
     for i in range(0, n, 64):
         some = labels[i : i + 64]
-        with autocast(model.device):
+        with autocast(model.device, precision("auto", model.device)):
             parts.append(model.sample({"label": some}, steps=steps, guidance=guidance, size=size, seed=mix(seed, i)))
     return torch.cat(parts), labels
-
-
-def autocast(place: torch.device) -> Any:
-    """Mixed precision where the device is faster in it, as in training."""
-    dtype = precision("auto", place)
-    return torch.autocast(place.type, dtype, enabled=dtype != torch.float32)
-
-
-def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Images (n, 3, H, W) in [-1, 1] as one picture, whole or not at all."""
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
-
-    kind = {"jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}.get(path.suffix.lower()[1:], "PNG")
-    with whole(path) as temporary:
-        to_pil_image(make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=2)).save(temporary, kind)
 
 
 def mean(values: Tensor) -> float:

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .config import InputError, read, to_dict, whole, write
-from .latent import LatentDiffusion, describe, mix
+from .config import InputError, one_or_more, read, to_dict, whole, write
+from .latent import LatentDiffusion, mix, store
 
 CALIBRATION = 20  # steps that measure the rate when a run is given minutes instead of steps
 
@@ -51,9 +51,7 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is not 1 or more")
+        one_or_more(steps=self.steps, batch=self.batch, accumulate=self.accumulate, save_every=self.save_every)
         for name in ("warmup", "sample_every", "workers", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
@@ -149,6 +147,11 @@ def _cpu_has_bf16() -> bool:
     return bool(asked and asked())
 
 
+def autocast(place: torch.device, dtype: torch.dtype) -> Any:
+    """Context in which matrix products and convolutions are computed in dtype."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(place.type, dtype)
+
+
 class Descent:
     """One optimiser over a module: mixed precision, accumulation, clipping, learning rate and EMA."""
 
@@ -164,8 +167,7 @@ class Descent:
         self.ema = EMA(module, config.ema) if config.ema else None
 
     def autocast(self) -> Any:
-        mixed = self.dtype != torch.float32
-        return torch.autocast(self.place.type, self.dtype) if mixed else nullcontext()
+        return autocast(self.place, self.dtype)
 
     def step(self, batch: Mapping[str, Any], rate: float, loss: Any) -> dict[str, float]:
         """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at this rate."""
@@ -288,14 +290,8 @@ class AutoencoderTask:
             return torch.cat([image, model(image, sample=False)[0].float().clamp(-1, 1)]).cpu()
 
     def save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
         with self.descent.averaged() as model:
-            state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-            # still inside: on the CPU these are the module's own tensors
-            with whole(folder / "model.safetensors") as temporary:
-                save_file(state, temporary)
-        write(folder / "config.json", describe(self.model))
+            store(model, folder)
 
 
 # Data ---------------------------------------------------------------------------------------------------------------
@@ -343,7 +339,7 @@ def collated(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
     return batch
 
 
@@ -361,7 +357,7 @@ def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: in
         DataLoader(
             Drawn(data),
             batch_sampler=order,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             num_workers=config.workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_deaf,
@@ -510,11 +506,17 @@ def seconds(out: str | Path) -> float:
 
 def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:
     """The task's sample grid as a PNG, without disturbing the run's randomness (every step seeds its own)."""
+    save_grid(task.picture(batch), path, 8)
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Images (n, 3, H, W) in [-1, 1] as one picture, PNG, JPEG or WebP by its name, whole or not at all."""
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG")
     with whole(path) as temporary:
-        to_pil_image(make_grid((task.picture(batch) + 1) / 2, nrow=8, padding=2)).save(temporary, "PNG")
+        to_pil_image(make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=2)).save(temporary, kind)
 
 
 class Interrupt:

@@ -58,11 +58,9 @@ def fast() -> bool:
 
 def device() -> str:
     """cuda, mps or cpu: the best there is."""
-    import torch
+    from .. import training
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return training.device().type
 
 
 def hardware() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..config import InputError, whole
+from ..config import InputError, one_or_more, whole
 
 FILE = "latents.safetensors"
 FORMAT = 1  # of the file; another number and older caches are made again
@@ -67,8 +66,7 @@ def cache_latents(
     written."""
     if not len(dataset):
         raise InputError("the dataset is empty")
-    if batch < 1 or epochs < 1:
-        raise InputError(f"{'batch' if batch < 1 else 'epochs'}: {min(batch, epochs)} is not 1 or more")
+    one_or_more(batch=batch, epochs=epochs)
     names = getattr(dataset, "label_names", ())
 
     def encoded() -> dict[str, Tensor | list[Any]]:
@@ -92,7 +90,7 @@ def _encoded(
     from tqdm.auto import tqdm
 
     from ..latent import mix
-    from ..training import moved, precision
+    from ..training import autocast, moved, precision
 
     place = _place(first_stage)
     dtype = precision("auto", place)
@@ -111,7 +109,7 @@ def _encoded(
                 if sample:
                     torch.manual_seed(mix(0, done))
                 image = moved({"image": part.pop("image")}, place)["image"]
-                with torch.autocast(place.type, dtype) if dtype != torch.float32 else nullcontext():
+                with autocast(place, dtype):
                     code = first_stage.encode(image, sample=sample).half().cpu()
                 if not code.isfinite().all():
                     raise FloatingPointError(f"rows {done} … {done + len(code) - 1}: latents that are not finite")
@@ -134,11 +132,11 @@ def _place(module: nn.Module) -> torch.device:
 
 def _batches(dataset: Any, batch: int, epochs: int, workers: int) -> Iterator[dict[str, Any]]:
     """The items as training would see them in its first epochs, in the order of the rows."""
-    from ..training import Drawn
+    from ..training import Drawn, as_is
 
     n = len(dataset)
     pairs = ([divmod(k, n)[::-1] for k in range(i, min(i + batch, n * epochs))] for i in range(0, n * epochs, batch))
-    loader = DataLoader(Drawn(dataset), batch_sampler=pairs, collate_fn=_as_is, num_workers=workers)
+    loader = DataLoader(Drawn(dataset), batch_sampler=pairs, collate_fn=as_is, num_workers=workers)
     try:
         for part in loader:
             if "image" not in part:
@@ -146,10 +144,6 @@ def _batches(dataset: Any, batch: int, epochs: int, workers: int) -> Iterator[di
             yield dict(part)
     except InputError as error:  # one from a worker comes with its whole traceback, the message last
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("ldm_lite.config.InputError: ")) from None
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _room(n: int, code: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import InputError
+from ..config import InputError, one_or_more
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 KINDS = "JPEG, PNG, WebP"
@@ -116,17 +116,14 @@ class Pictures(Dataset):
     label_names: tuple[str, ...] = ()
 
     def __init__(self, size: int, crop: Crop, flip: bool, strict: bool, seed: int, count: int | None):
-        for name, value in (("size", size), ("count", count)):
-            if value is not None and value < 1:
-                raise InputError(f"{name}: {value} is not 1 or more")
+        one_or_more(size=size, count=count)
         if crop not in ("center", "random"):
             raise InputError(f"crop: {crop!r} is not one of 'center', 'random'")
         self.size, self.crop, self.flip = size, crop, flip
         self.strict, self.seed, self.count = strict, seed, count
         self.rows: list[int] = []  # those with a readable header
-        self.broken: (
-            Tensor | dict[int, bool]
-        ) = {}  # which pictures: a tensor that all workers share once rows are known
+        # which pictures are broken: a tensor that all workers share once rows are known
+        self.broken: Tensor | dict[int, bool] = {}
 
     def where(self, i: int) -> str:
         raise NotImplementedError

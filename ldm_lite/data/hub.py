@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..config import InputError
+from ..config import InputError, one_or_more
 from .folder import Crop, Pictures, Size, Source, Unreadable, header
 
 CAPTIONS = ("caption", "captions", "text", "prompt")
@@ -117,8 +117,7 @@ class HubImages(Pictures):
 
     def take(self, count: int) -> HubImages:
         """The first `count` rows, with rows and a length. They are kept in memory, encoded."""
-        if count < 1:
-            raise InputError(f"count: {count} is not 1 or more")
+        one_or_more(count=count)
         some = copy.copy(self)
         some.rows, some.broken, some.streaming = [], {}, False
         some.count, some.data = count, list(islice(self._arriving(), count))
