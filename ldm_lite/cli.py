@@ -162,10 +162,11 @@ def train(arguments: list[str]) -> None:
 
 
 def presets_listed() -> str:
-    from .presets import PRESETS, AutoencoderRecipe
+    from .presets import PRESETS, AutoencoderRecipe, DiffusionRecipe
 
     def about(recipe: Any) -> str:
-        kind = "first stage" if isinstance(recipe, AutoencoderRecipe) else f"diffusion in {recipe.first_stage}"
+        kind = "first stage" if isinstance(recipe, AutoencoderRecipe) else "features"
+        kind = f"diffusion in {recipe.first_stage}" if isinstance(recipe, DiffusionRecipe) else kind
         return f"{kind}, on {recipe.data.path} at {recipe.data.size} px"
 
     return listed({name: about(recipe) for name, recipe in PRESETS.items()})
@@ -255,7 +256,7 @@ def sample(arguments: list[str]) -> None:
 def sample_help(names: list[str]) -> str:
     """The description in --help: the labels of the model that is named, or of all shipped weights."""
     from .config import read
-    from .latent import found, shipped
+    from .folders import found, shipped
 
     lines = []
     for name in names or shipped():
@@ -267,7 +268,7 @@ def sample_help(names: list[str]) -> str:
 def trained_size(name: str) -> int:
     """The size in pixels that a model was trained at, from the metrics beside it; 64 when there are none."""
     from .config import read
-    from .latent import found
+    from .folders import found
 
     beside = found(name) / "metrics.json"
     return int(read(beside).get("size", 64)) if beside.is_file() else 64
@@ -394,7 +395,8 @@ class ConvertConfig:
 def convert(arguments: list[str]) -> None:
     import torch
 
-    from .latent import LatentDiffusion, found
+    from .folders import found
+    from .latent import LatentDiffusion
 
     about = "Copies a latent diffusion model, with its card, in another precision: for instance to publish it."
     names, rest = taken(arguments, "ldm-lite convert", "a model and the folder to write", 2)

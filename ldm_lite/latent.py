@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from .condition import Condition
 from .conditioners import Batch, Labels, LabelsConfig, Unconditional, UnconditionalConfig
 from .config import InputError, from_dict, one_or_more, read, suggest, to_dict, whole, write
 from .diffusion import Diffusion, RectifiedFlow, VariancePreserving
+from .features import SceneReader, SceneReaderConfig
+from .folders import found, load_weights
 from .samplers import Step
 from .unet import UNet, UNetConfig
 
@@ -23,6 +24,7 @@ from .unet import UNet, UNetConfig
 PARTS: dict[str, tuple[type, type]] = {
     "Autoencoder": (Autoencoder, AutoencoderConfig),
     "Pixels": (Pixels, PixelsConfig),
+    "SceneReader": (SceneReader, SceneReaderConfig),
     "UNet": (UNet, UNetConfig),
     "Unconditional": (Unconditional, UnconditionalConfig),
     "Labels": (Labels, LabelsConfig),
@@ -211,47 +213,3 @@ def restored(name: str | Path) -> nn.Module:
     model = assembled(read(folder / "config.json"), folder / "config.json")
     load_weights(model, folder / "model.safetensors")
     return model.eval()
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a safetensors file strictly, in the model's own dtypes. InputError says what does not fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error}); fetch or train it again") from None
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise InputError(f"{path}: weights of another model ({first})") from None
-
-
-def weights_folder(name: str) -> Path:
-    """The folder of shipped weights: data/weights/name in a clone, ldm_lite/weights/name when installed."""
-    here = Path(__file__).parent
-    for root in (here / "weights", here.parent / "data" / "weights"):
-        if (root / name / "config.json").is_file():
-            return root / name
-    raise suggest(name, shipped() or ["none"], "folder or shipped weights")
-
-
-def shipped() -> list[str]:
-    """The names of the weights that come with the package."""
-    here = Path(__file__).parent
-    roots = (here / "weights", here.parent / "data" / "weights")
-    return sorted({path.parent.name for root in roots for path in root.glob("*/config.json")})
-
-
-def found(name: str | Path) -> Path:
-    """A folder with config.json: the path itself, the `model` in a run's folder, or shipped weights of this name."""
-    for path in (Path(name), Path(name) / "model"):
-        if (path / "config.json").is_file():
-            return path
-    if os.path.exists(name):
-        raise InputError(f"{name}: not a model's folder (no config.json in it)")
-    return weights_folder(str(name))

@@ -15,6 +15,7 @@ from .autoencoder import Autoencoder, AutoencoderConfig, Pixels
 from .conditioners import Labels, LabelsConfig, Unconditional
 from .config import InputError, one_or_more, suggest
 from .diffusion import Diffusion, VariancePreserving
+from .features import SceneReader, SceneReaderConfig
 from .latent import LatentDiffusion, restored
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
@@ -131,7 +132,19 @@ class DiffusionRecipe:
         return recipe.build() if isinstance(recipe, AutoencoderRecipe) else load_first_stage(self.first_stage)
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe
+@dataclass(frozen=True)
+class ReaderRecipe:
+    """The network behind Features("scenes"): it learns to read built-in scenes back."""
+
+    model: SceneReaderConfig = SceneReaderConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def build(self) -> SceneReader:
+        return SceneReader(self.model)
+
+
+Recipe = AutoencoderRecipe | DiffusionRecipe | ReaderRecipe
 
 
 def load_first_stage(name: str | Path) -> nn.Module:
@@ -230,6 +243,8 @@ SCENES = {
         data=DataConfig(count=20_000),
         train=_quick(10_000, 32, 1e-3, 0.999, sample_every=1000),
     ),
+    # what Features("scenes") looks at pictures with
+    "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
     # what `ldm-lite demo` trains, each for its share of the minutes
     "demo-kl4": AutoencoderRecipe(
         replace(_SCENES_AE, width=16), DataConfig(), _quick(3_000, 8, 2e-3, 0.997), kl_weight=1e-3

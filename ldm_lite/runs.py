@@ -22,13 +22,24 @@ from torch import Tensor, nn
 
 from . import __version__
 from .config import InputError, whole, write
-from .latent import LatentDiffusion, mix
+from .features import SEGMENTS
+from .latent import LatentDiffusion, mix, restored
 from .metrics import psnr
-from .presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, Recipe, dataset, load_first_stage
+from .presets import (
+    PRESETS,
+    AutoencoderRecipe,
+    DataConfig,
+    DiffusionRecipe,
+    ReaderRecipe,
+    Recipe,
+    dataset,
+    load_first_stage,
+)
 from .training import (
     AutoencoderTask,
     DiffusionTask,
     Drawn,
+    ReaderTask,
     autocast,
     claimed,
     device,
@@ -57,6 +68,8 @@ def train(recipe: Recipe, out: str | Path, command: str = "") -> Path:
     steady_allocator()
     if isinstance(recipe, AutoencoderRecipe):
         return train_first_stage(recipe, out, command)
+    if isinstance(recipe, ReaderRecipe):
+        return train_reader(recipe, out, command)
     return train_denoiser(recipe, out, command)
 
 
@@ -93,6 +106,19 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     if not finished(out):
         held_out = dataset(recipe.data, "validation")
         numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), held_out, recipe, out)
+        card(out, model, recipe, task.config, command, numbers)
+    return out / "model"
+
+
+def train_reader(recipe: ReaderRecipe, out: Path, command: str = "") -> Path:
+    from .data.scenes import Quiz
+
+    torch.manual_seed(mix(recipe.train.seed))
+    model, size = recipe.build().to(device()), recipe.data.size
+    task = ReaderTask(model, recipe.train)
+    fit(task, Quiz("train", size, count=recipe.data.count), recipe.train, out, about(recipe))
+    if not finished(out):
+        numbers = reader_metrics(restored(out).to(device()), Quiz("validation", size))
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -173,6 +199,28 @@ def first_stage_metrics(stage: nn.Module, held_out: Any, data: DataConfig, out: 
     return numbers
 
 
+@torch.no_grad()
+def reader_metrics(reader: nn.Module, quiz: Any, n: int = 2048) -> dict[str, Any]:
+    """Shares of right labels and counts, and the mean over the classes of intersection over union, of n scenes."""
+    place = next(reader.parameters()).device
+    right, counted, confusion = 0.0, 0.0, torch.zeros(SEGMENTS, SEGMENTS, dtype=torch.int64)
+    for i in range(0, n, 64):
+        batch = quiz.batch(range(i, min(i + 64, n)))
+        said = [part.cpu() for part in reader((batch["image"].float() / 127.5 - 1).to(place))]
+        right += float((said[0].argmax(1) == batch["label"]).sum())
+        counted += float((said[1].argmax(2) == batch["counts"]).float().mean(1).sum())
+        pairs = batch["segmentation"].long() * SEGMENTS + said[2].argmax(1)
+        confusion += torch.bincount(pairs.flatten(), minlength=SEGMENTS**2).view(SEGMENTS, SEGMENTS)
+    hit = confusion.diag().double()
+    iou = hit / (confusion.sum(0) + confusion.sum(1) - hit)
+    return {
+        "images": n,
+        "label_accuracy": round(right / n, 4),
+        "counts_accuracy": round(counted / n, 4),
+        "miou": round(float(iou.mean()), 4),
+    }
+
+
 def denoiser_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRecipe, out: Path) -> dict[str, Any]:
     """The first stage's metrics, the loss on held-out images and, on labelled scenes, the share that reads back.
 
@@ -227,6 +275,19 @@ def mean(values: Tensor) -> float:
 
 # The card -----------------------------------------------------------------------------------------------------------
 
+MEANING = {
+    "images": "held out",
+    "psnr": "dB",
+    "psnr_without_texture": "dB, against the same scenes drawn without texture",
+    "latent_std": "of held-out latents",
+    "validation_loss": "of the denoiser",
+    "samples": "drawn with guidance, by class in turn",
+    "label_read_back": "share of the samples whose sky and ground read back as their class",
+    "label_accuracy": "share of scenes",
+    "counts_accuracy": "share of kinds of object whose number is right",
+    "miou": "mean over the 13 segments of intersection over union",
+}
+
 
 def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str, numbers: dict[str, Any]) -> None:
     """Writes model/metrics.json, then model/card.md: what these weights are, where from, and how good."""
@@ -241,17 +302,16 @@ def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "licence": "MIT, like the code",
     }
-    rows = [f"| {k.replace('_', ' ')} | {v} |" for k, v in numbers.items()]
+    rows = [f"| {k.replace('_', ' ')} | {v} | {MEANING.get(k, '')} |" for k, v in numbers.items()]
     lines = [
         f"# {out.name}",
         "",
         *(f"- {k}: {v}" for k, v in facts.items()),
         "",
-        "Held-out metrics, by the averaged weights (psnr in dB; `label read back` is the share of guided samples whose",
-        "sky and ground read back as the label asked for):",
+        "Metrics on held-out images, by the averaged weights where there are some:",
         "",
-        "| metric | value |",
-        "|---|---|",
+        "| metric | value | |",
+        "|---|---|---|",
         *rows,
         "",
     ]

@@ -294,6 +294,40 @@ class AutoencoderTask:
             store(model, folder)
 
 
+class ReaderTask:
+    """Teaches a SceneReader to answer: the sum of the cross-entropies of label, counts and segmentation.
+
+    Half of the pictures are blurred and roughened a little, so that it can read what a model drew."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        self.model, self.config = model, config
+        self.descent = Descent(model, config)
+        self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
+
+    def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
+        return self.descent.step(batch, learning_rate(step, self.config), self.loss)
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        said = self.model(worn(batch["image"]))
+        label = F.cross_entropy(said.label.float(), batch["label"])
+        counts = F.cross_entropy(said.counts.float().flatten(0, 1), batch["counts"].flatten())
+        segmentation = F.cross_entropy(said.segmentation.float(), batch["segmentation"].long())
+        total = label + counts + segmentation
+        return total, {"loss": total, "label": label, "counts": counts, "segmentation": segmentation}
+
+    def save(self, folder: Path) -> None:
+        with self.descent.averaged() as model:
+            store(model, folder)
+
+
+def worn(image: Tensor) -> Tensor:
+    """Images (B, 3, H, W) of which about half have lost some sharpness and gained some noise."""
+    b, place = len(image), image.device
+    blurred = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    much = (torch.rand(2, b, 1, 1, 1) * (torch.rand(b, 1, 1, 1) < 0.5)).to(place)
+    return image + much[0] * (blurred - image) + 0.1 * much[1] * torch.randn_like(image)
+
+
 # Data ---------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,8 @@ from ldm_lite.autoencoder import Pixels
 from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError
 from ldm_lite.diffusion import Diffusion, RectifiedFlow
-from ldm_lite.latent import LatentDiffusion, Noise, assembled, describe, found, mix
+from ldm_lite.folders import found
+from ldm_lite.latent import LatentDiffusion, Noise, assembled, describe, mix
 from ldm_lite.samplers import Step
 from ldm_lite.unet import UNet
 

@@ -125,7 +125,8 @@ def test_conda_users_get_the_core_and_the_notebooks_extra():
 # A module may import from the floors below its own, the design's arrows; what is not listed is the top.
 FLOORS = [
     {"config"},
-    {"condition", "diffusion", "layers"},
+    {"condition", "diffusion", "layers", "folders"},
+    {"features"},
     {"samplers", "unet", "dit", "autoencoder", "losses", "conditioners"},
     {"latent"},
     {"training"},
@@ -267,8 +268,9 @@ def test_the_installed_package_is_the_wheels_and_has_its_command(python, tmp_pat
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_shipped_weights_load_from_an_empty_folder(name, python, tmp_path):
-    code = f"""from ldm_lite.latent import LatentDiffusion, weights_folder
-assert all(p.isfinite().all() for p in LatentDiffusion.load({name!r}).parameters())
+    code = f"""from ldm_lite.folders import weights_folder
+from ldm_lite.latent import restored
+assert all(p.isfinite().all() for p in restored({name!r}).parameters())
 print(weights_folder({name!r}))"""
     folder = Path(run(python, code, tmp_path).splitlines()[-1])
     assert folder.is_relative_to(python.parents[1])

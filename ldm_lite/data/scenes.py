@@ -114,6 +114,21 @@ class Scenes(Dataset):
         return planned(hashed(start ^ np.array(rows, np.uint64), 0))
 
 
+class Quiz(Scenes):
+    """Scenes with the answers that a reader of them learns, a batch at a time; for training in any texture.
+
+    batch(rows) -> image uint8 (B, 3, size, size) · label (B,) · counts (B, 5) of each kind of object, 0 to 4 ·
+    segmentation uint8 (B, size, size)"""
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        plan = self.plan(rows)
+        texture = 2 * self.texture * uniform(plan.key, 99) if self.split == "train" else self.texture
+        pixels, segments = paint(plan, self.size, texture)
+        counts = np.stack([(plan.there & (plan.kind == kind)).sum(1) for kind in range(len(OBJECTS))], 1)
+        answers = {"image": pixels, "label": plan.label, "counts": counts, "segmentation": segments.astype(np.uint8)}
+        return {name: torch.from_numpy(values) for name, values in answers.items()}
+
+
 # Randomness: integer hashing ----------------------------------------------------------------------------------------
 
 
@@ -284,8 +299,8 @@ def gable(x: Array, y: Array, top: float, bottom: float, half: float) -> Array:
     return np.maximum((np.abs(x) * tall - half * (y - top)) / length, y - bottom)
 
 
-def paint(plan: Plan, size: int, texture: float) -> tuple[Array, Array]:
-    """uint8 pixels (B, 3, size, size) and segments (B, size, size) of a plan."""
+def paint(plan: Plan, size: int, texture: Array | float) -> tuple[Array, Array]:
+    """uint8 pixels (B, 3, size, size) and segments (B, size, size) of a plan. texture: one number, or one for each."""
     f, key = np.float32, plan.key
     time, biome = plan.label // len(BIOMES), plan.label % len(BIOMES)
     at = (np.arange(size, dtype=f) + f(0.5)) / f(size)
@@ -333,8 +348,8 @@ def paint(plan: Plan, size: int, texture: float) -> tuple[Array, Array]:
 
     stand(plan, picture, segments, size, time, biome)
 
-    if texture:
-        rough = f(texture) * GRAIN[segments]
+    if np.any(texture):
+        rough = np.reshape(f(texture), (-1, 1, 1)) * GRAIN[segments]
         picture *= (1 + rough * detail(plan, near, at, biome))[:, None]
     return (np.clip(picture, 0, 1) * f(255) + f(0.5)).astype(np.uint8), segments
 
