@@ -5,6 +5,7 @@ a Gaussian per position that a slight KL term keeps near N(0, 1); vq snaps it to
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -89,6 +90,37 @@ class Codebook(nn.Module):
         index = rearrange(index, "(b y x) -> b y x", y=h.shape[2], x=h.shape[3])
         return Code(h + (snapped - h).detach(), h, commitment + 0.25 * codebook, index)
 
+    def embed(self, index: Tensor) -> Tensor:
+        """index (B, h, w) -> the snapped latent (B, C, h, w), unscaled. InputError for an index that is no code's."""
+        codes = len(self.embedding.weight)
+        if index.is_floating_point() or (index.numel() and not 0 <= int(index.min()) <= int(index.max()) < codes):
+            raise InputError(f"index: from {index.min()} to {index.max()}; integers from 0 to {codes - 1} are needed")
+        return rearrange(self.embedding(index), "b y x c -> b c y x")
+
+    @torch.no_grad()
+    def restart(self, dead: Tensor, latents: Tensor) -> None:
+        """Moves the dead codes (K,) to latents (B, C, h, w) drawn at random, the same on every rank."""
+        flat = rearrange(latents, "b c y x -> (b y x) c")
+        drawn = flat[torch.randint(len(flat), (len(dead),)).to(flat.device)].to(self.embedding.weight.dtype)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(drawn, 0)
+        self.embedding.weight[dead] = drawn
+
+
+class Usage(NamedTuple):
+    """How a codebook is used: the share of its codes that appear, and the perplexity, as if so many were equally often.
+
+    With a perplexity p, an index holds log2 p bits."""
+
+    share: float
+    perplexity: float
+
+
+def usage(index: Tensor, codes: int) -> Usage:
+    """Usage of a codebook of so many codes in indices of any shape."""
+    p = torch.bincount(index.flatten(), minlength=codes).double() / index.numel()
+    return Usage(float((p > 0).double().mean()), float(torch.special.entr(p).sum().exp()))
+
 
 def _res(c_in: int, c_out: int) -> ResBlock:
     return ResBlock(c_in, c_out, eps=EPS, zero=False)
@@ -169,8 +201,11 @@ def checked(image: Tensor, f: int, channels: int = 3) -> Tensor:
         raise InputError(f"image: shape {tuple(image.shape)}; (B, {channels}, H, W) is needed")
     if image.shape[2] % f or image.shape[3] % f:
         raise InputError(f"image: {image.shape[2]} x {image.shape[3]} is not divisible by f = {f}; resize or crop it")
-    if not -1.001 <= float(image.amin()) <= float(image.amax()) <= 1.001:
-        raise InputError(f"image: values from {image.amin():.3g} to {image.amax():.3g}; [-1, 1] is needed")
+    low, high = float(image.amin()), float(image.amax())
+    if not -1.001 <= low <= high <= 1.001:
+        raise InputError(f"image: values from {low:.3g} to {high:.3g}; [-1, 1] is needed")
+    if low >= 0 and len(image) > 1:  # no dark pixel in several pictures: allowed, but hardly meant
+        warnings.warn(f"image: values from {low:.3g} to {high:.3g}; if these are in [0, 1], give 2 x - 1", stacklevel=3)
     return image
 
 

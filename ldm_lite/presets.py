@@ -17,6 +17,7 @@ from .config import InputError, one_or_more, suggest
 from .diffusion import Diffusion, VariancePreserving
 from .features import SceneReader, SceneReaderConfig
 from .latent import LatentDiffusion, restored
+from .losses import LossConfig
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
 
@@ -83,7 +84,7 @@ class AutoencoderRecipe:
     model: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    kl_weight: float = 1e-6  # per image in nats, against a mean over elements: the original's units
+    loss: LossConfig = LossConfig()
 
     def build(self) -> Autoencoder:
         """The model with random weights. InputError when the images' size is not divisible by its f."""
@@ -233,7 +234,7 @@ def _quick(steps: int, batch: int, lr: float, ema: float, **more: Any) -> TrainC
 
 SCENES = {
     "scenes-kl4": AutoencoderRecipe(
-        _SCENES_AE, DataConfig(), _quick(8_000, 8, 2e-3, 0.999, sample_every=2000), kl_weight=1e-3
+        _SCENES_AE, DataConfig(), _quick(8_000, 8, 2e-3, 0.999, sample_every=2000), loss=LossConfig(kl=1e-3)
     ),
     "scenes-ldm4": DiffusionRecipe(
         "scenes-kl4",
@@ -247,7 +248,7 @@ SCENES = {
     "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
     # what `ldm-lite demo` trains, each for its share of the minutes
     "demo-kl4": AutoencoderRecipe(
-        replace(_SCENES_AE, width=16), DataConfig(), _quick(3_000, 8, 2e-3, 0.997), kl_weight=1e-3
+        replace(_SCENES_AE, width=16), DataConfig(), _quick(3_000, 8, 2e-3, 0.997), loss=LossConfig(kl=1e-3)
     ),
     "demo-ldm4": DiffusionRecipe(
         "demo-kl4",

@@ -76,7 +76,7 @@ def train(recipe: Recipe, out: str | Path, command: str = "") -> Path:
 def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "") -> Path:
     torch.manual_seed(mix(recipe.train.seed))
     model, images = recipe.build().to(device()), dataset(recipe.data)
-    task = AutoencoderTask(model, recipe.train, recipe.kl_weight)
+    task = AutoencoderTask(model, recipe.train, recipe.loss)
     fit(task, images, recipe.train, out, about(recipe))
     if not finished(out):
         torch.manual_seed(mix(recipe.train.seed, task.config.steps))

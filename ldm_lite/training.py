@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from .autoencoder import Code
 from .config import InputError, one_or_more, read, to_dict, whole, write
 from .latent import LatentDiffusion, mix, store
+from .losses import LossConfig, Objective
 
 CALIBRATION = 20  # steps that measure the rate when a run is given minutes instead of steps
 
@@ -263,25 +265,58 @@ class DiffusionTask:
 
 
 class AutoencoderTask:
-    """Learns a first stage: mean |x - x'| + kl_weight KL / (elements of an image), the original's units (ldm loss, KL).
+    """Learns a first stage, and a critic against it: two optimisers, one pass of the autoencoder for a step.
 
-    For vq the codebook loss takes the place of the KL term, with weight 1."""
+    What is minimised: losses.py. In several processes the autoencoder's one `forward` is what is wrapped, so that
+    replicas stay equal."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, kl_weight: float = 1e-6):
-        self.model, self.config, self.kl_weight = model, config, kl_weight
+    def __init__(self, model: nn.Module, config: TrainConfig, loss: LossConfig | None = None):
+        self.model, self.config = model, config
         self.descent = Descent(model, config)
-        self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
+        loss = loss or LossConfig()
+        self.objective = Objective(loss).to(self.descent.place)
+        self.replica = replica(model)
+        self.seen: list[tuple[Tensor, Code]] = []  # reconstruction and code of each part of this step's batch
+        self.now, self.idle = 0, torch.zeros(model.config.codes if loss.restart else 0, dtype=torch.long)
+        if self.objective.critic is not None:
+            self.critic = Descent(self.objective.critic, replace(config, ema=0.0))
+            self.critic_replica = replica(self.objective.critic)
 
     def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
-        return self.descent.step(batch, learning_rate(step, self.config), self.loss)
+        self.now, self.seen, rate = step, [], learning_rate(step, self.config)
+        numbers = self.descent.step(batch, rate, self.loss)
+        if self.objective.judging(step):
+            both = {"image": batch["image"], "reconstruction": torch.cat([seen for seen, _ in self.seen])}
+            judged = self.critic.step(both, rate * self.objective.config.critic_rate, self.critic_loss)
+            numbers |= {name: judged[name] for name in ("critic", "real", "fake")}
+        if len(self.idle):
+            self.restart()
+        return numbers
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        image = batch["image"]
-        reconstruction, code = self.model(image)
-        l1 = F.l1_loss(reconstruction.float(), image)
-        vq = self.model.config.bottleneck == "vq"
-        penalty = code.penalty.mean() if vq else self.kl_weight * code.penalty.mean() / image[0].numel()
-        return l1 + penalty, {"loss": l1 + penalty, "l1": l1, "penalty": penalty}
+        reconstruction, code = self.replica(batch["image"])
+        self.seen.append((reconstruction.detach(), code))
+        last_layer, scale = self.model.decoder.conv_out.weight, self.descent.scaler.get_scale()
+        return self.objective(batch["image"], reconstruction, code, last_layer, self.now, scale)
+
+    def critic_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective.judged(self.critic_replica, batch["image"], batch["reconstruction"])
+
+    def restart(self) -> None:
+        """Moves the codes that no latent has chosen for a while to where latents are, and their averages with them."""
+        index = torch.cat([code.index.flatten() for _, code in self.seen])
+        used = torch.bincount(index, minlength=len(self.idle))
+        if distributed():
+            torch.distributed.all_reduce(used)
+        self.idle = torch.where(used.cpu() > 0, 0, self.idle + 1)
+        dead = (self.idle >= self.objective.config.restart).nonzero().flatten()
+        if len(dead):
+            codebook = self.model.bottleneck
+            codebook.restart(dead.to(index.device), torch.cat([code.mean.detach() for _, code in self.seen]))
+            if self.descent.ema:
+                average = self.descent.ema.average["bottleneck.embedding.weight"]
+                average[dead] = codebook.embedding.weight.detach()[dead]
+            self.idle[dead] = 0
 
     def picture(self, batch: Mapping[str, Any]) -> Tensor:
         """Eight images and, below each, its reconstruction by the averaged weights."""
@@ -289,9 +324,31 @@ class AutoencoderTask:
         with self.descent.averaged() as model, torch.no_grad(), self.descent.autocast():
             return torch.cat([image, model(image, sample=False)[0].float().clamp(-1, 1)]).cpu()
 
+    def state_dict(self) -> dict[str, Any]:
+        critic = {"critic": self.critic.state_dict()} if self.objective.critic is not None else {}
+        return self.descent.state_dict() | critic | {"idle": self.idle}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.descent.load_state_dict(state)
+        if self.objective.critic is not None:
+            self.critic.load_state_dict(state["critic"])
+        self.idle = state["idle"]
+
     def save(self, folder: Path) -> None:
         with self.descent.averaged() as model:
             store(model, folder)
+
+
+def distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def replica(module: nn.Module) -> nn.Module:
+    """The module itself or, in one of several processes, wrapped so that gradients are means over all of them."""
+    if not distributed():
+        return module
+    # the critic's BatchNorm keeps running statistics, which nobody reads: they need not be equal
+    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 class ReaderTask:

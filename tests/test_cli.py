@@ -221,7 +221,7 @@ def test_an_out_folder_of_another_run_is_left_alone(here, capsys):
     assert cli.main(["train", "tiny-kl2", "--out", "x"]) == 0
     before = (here / "x/model/model.safetensors").read_bytes()
     capsys.readouterr()
-    assert "holds another run" in refused(capsys, "train", "tiny-kl2", "--out", "x", "--kl_weight", "0.5")
+    assert "holds another run" in refused(capsys, "train", "tiny-kl2", "--out", "x", "--loss.kl", "0.5")
     assert "holds another run" in refused(capsys, "train", "tiny-ldm2", "--out", "x")
     photographs(here / "mine")
     assert "is not empty" in refused(capsys, "train", "tiny-kl2", "--out", "mine")

@@ -22,6 +22,7 @@ from torch import nn
 
 from ldm_lite import training
 from ldm_lite.config import InputError
+from ldm_lite.losses import LossConfig
 from ldm_lite.training import EMA, Descent, Stopped, TrainConfig, fit, learning_rate, load_checkpoint, precision, rows
 
 BOTH = pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
@@ -153,7 +154,7 @@ def test_auto_precision_is_bf16_only_where_the_hardware_multiplies_it(monkeypatc
 
 
 def test_an_autoencoder_learns_l1_and_kl_per_element():
-    job, image = training.AutoencoderTask(tiny.autoencoder(), TRAIN, kl_weight=2.0), Pictures().images
+    job, image = training.AutoencoderTask(tiny.autoencoder(), TRAIN, LossConfig(kl=2.0)), Pictures().images
     torch.manual_seed(5)
     loss, named = job.loss({"image": image})
     torch.manual_seed(5)
