@@ -396,16 +396,16 @@ def convert(arguments: list[str]) -> None:
     import torch
 
     from .folders import found
-    from .latent import LatentDiffusion
+    from .latent import restored, store
 
-    about = "Copies a latent diffusion model, with its card, in another precision: for instance to publish it."
+    about = "Copies a model, with its card, in another precision: for instance to publish it."
     names, rest = taken(arguments, "ldm-lite convert", "a model and the folder to write", 2)
     settings = options(ConvertConfig, ConvertConfig(), rest, "ldm-lite convert MODEL FOLDER", about)
     source, target = found(names[0]), Path(names[1])
     if target.exists() and any(p.name not in PUBLISHED for p in target.iterdir()):
         raise InputError(f"{target}: holds something other than a model; choose another folder")
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    LatentDiffusion.load(names[0]).save(target, kinds[settings.dtype])
+    store(restored(names[0]), target, kinds[settings.dtype])
     for name in ("metrics.json", "card.md"):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
