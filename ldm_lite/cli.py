@@ -302,6 +302,7 @@ def writable(path: Path) -> None:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    images: int = 2048  # held out, that are reconstructed
     n: int = 256  # samples that are read back
     steps: int = 30
     guidance: float = 2.0
@@ -310,7 +311,7 @@ class EvaluateConfig:
     output: Path | None = None  # a .json file for the numbers; also -o
 
     def __post_init__(self) -> None:
-        one_or_more(n=self.n, steps=self.steps, size=self.size)
+        one_or_more(images=self.images, n=self.n, steps=self.steps, size=self.size)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -328,7 +329,8 @@ def evaluate(arguments: list[str]) -> None:
     settings = options(EvaluateConfig, EvaluateConfig(), rest, "ldm-lite evaluate MODEL", about)
     model, data = restored(names[0]).to(device()), DataConfig(size=settings.size)
     whole = isinstance(model, LatentDiffusion)
-    numbers = runs.first_stage_metrics(model.first_stage if whole else model, dataset(data, "validation"), data)
+    stage, held_out = model.first_stage if whole else model, dataset(data, "validation")
+    numbers = runs.first_stage_metrics(stage, held_out, data, n=settings.images)
     if whole and getattr(model.conditioner, "names", ()):
         drawn = runs.sampled(model, settings.n, settings.size, settings.guidance, settings.steps, settings.seed)
         numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "sampler_steps": settings.steps}

@@ -49,7 +49,7 @@ def run(config: DemoConfig, out: Path) -> int:
     recipe = PRESETS["demo-kl4"]
     settings = replace(recipe.train, minutes=config.minutes * FIRST_STAGE, seed=config.seed)
     print("1/3 the first stage learns to compress pictures 4 times on a side", flush=True)
-    runs.train(replace(recipe, train=settings), out / "first_stage", "ldm-lite demo")
+    runs.train(replace(recipe, train=settings), out / "first_stage", "ldm-lite demo", runs.JUDGED)
 
     # what is left is known only now; it is written down, so that a resumed run is the same run
     plan = out / "denoiser.json"

@@ -162,6 +162,8 @@ class Objective(nn.Module):
             terms["balance"] = balance(likeness, terms["g"], last_layer, scale)
             loss = loss + c.adversarial * terms["balance"] * terms["g"]
             self.critic.requires_grad_(True)
+        elif self.critic is not None:  # a log has its columns from the first step on
+            terms |= {"g": torch.zeros(()), "balance": torch.zeros(())}
         return loss, {"loss": loss, **terms}
 
     def judging(self, step: int) -> bool:

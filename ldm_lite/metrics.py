@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .config import InputError, one_or_more, whole
+from .features import Features as Features
 
 # Sets of pictures, by their features --------------------------------------------------------------------------------
 

@@ -260,6 +260,35 @@ SCENES = {
     ),
 }
 
+# First stages of the built-in scenes, to compare: every f at equal compute (steps times operations of a step), and
+# three of one f that differ in the loss alone.
+
+_SHARP = LossConfig(
+    kl=1e-3, restart=200, perceptual=1.0, trunk="scenes", adversarial=0.3, start=2_400, critic_width=32, critic_layers=2
+)
+
+
+def _small(
+    steps: int, channels: int, mult: tuple[int, ...], loss: LossConfig = _SHARP, **model: Any
+) -> AutoencoderRecipe:
+    config = AutoencoderConfig(channels, width=16, mult=mult, blocks=1, mid_attention=False, codes=512, **model)
+    train = TrainConfig(
+        steps=steps, batch=8, lr=2e-3, ema=0.998, decay="cosine", betas=(0.5, 0.9), weight_decay=0.0, sample_every=1000
+    )  # the first beta of 0.5 is the original's: with more momentum the critic lags behind
+    return AutoencoderRecipe(config, train=train, loss=loss)
+
+
+COMPARED = {
+    "scenes-kl-f2": _small(4_900, 2, (1, 2)),
+    "scenes-kl-f4": _small(4_000, 3, (1, 2, 4)),
+    "scenes-kl-f8": _small(4_250, 4, (1, 2, 4, 4)),
+    "scenes-kl-f16": _small(4_300, 16, (1, 2, 4, 4, 4)),
+    "scenes-vq-f4": _small(4_000, 3, (1, 2, 4), bottleneck="vq"),
+    "scenes-vq-f8": _small(4_250, 4, (1, 2, 4, 4), bottleneck="vq"),
+    "scenes-kl-f4-l1": _small(4_000, 3, (1, 2, 4), replace(_SHARP, perceptual=0.0, adversarial=0.0)),
+    "scenes-kl-f4-lpips": _small(4_000, 3, (1, 2, 4), replace(_SHARP, adversarial=0.0)),
+}
+
 # Your own photographs: `ldm-lite train autoencoder --data FOLDER`, then `ldm-lite train ldm --data FOLDER` ----------
 
 GENERIC = {
@@ -276,4 +305,4 @@ GENERIC = {
     ),
 }
 
-PRESETS: dict[str, Recipe] = SCENES | GENERIC | FIRST_STAGES | PAPER
+PRESETS: dict[str, Recipe] = SCENES | COMPARED | GENERIC | FIRST_STAGES | PAPER

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import math
 import platform
 import shlex
 import subprocess
@@ -21,10 +22,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import __version__
+from .autoencoder import usage
 from .config import InputError, whole, write
-from .features import SEGMENTS
+from .features import SEGMENTS, Features
 from .latent import LatentDiffusion, mix, restored
-from .metrics import psnr
+from .losses import LPIPS
+from .metrics import fid, high_frequency, psnr, ssim
 from .presets import (
     PRESETS,
     AutoencoderRecipe,
@@ -51,7 +54,8 @@ from .training import (
 )
 
 MEASURED = 1024  # images that the latent scale is measured on
-JUDGED = 256  # images and samples that held-out metrics are means of
+JUDGED = 256  # images and samples that a denoiser's held-out metrics are means of
+RECONSTRUCTED = 2048  # images that a first stage's are: an FID of few images is too large
 GUIDANCE, STEPS = 2.0, 30  # how samples are judged
 
 
@@ -59,21 +63,22 @@ def finished(out: str | Path) -> bool:
     return (Path(out) / "model" / "card.md").is_file()
 
 
-def train(recipe: Recipe, out: str | Path, command: str = "") -> Path:
-    """Runs a recipe into `out`, or resumes it; returns out/model. command: what the user typed, for the card.
+def train(recipe: Recipe, out: str | Path, command: str = "", judged: int = RECONSTRUCTED) -> Path:
+    """Runs a recipe into `out`, or resumes it; returns out/model. command: what the user typed, for the card. judged:
+    how many held-out images a first stage reconstructs.
 
     A first stage that the recipe names by preset is trained beside `out` if it has not been."""
     out = Path(out)
     commit()  # asked now: the code may change while the run goes on
     steady_allocator()
     if isinstance(recipe, AutoencoderRecipe):
-        return train_first_stage(recipe, out, command)
+        return train_first_stage(recipe, out, command, judged)
     if isinstance(recipe, ReaderRecipe):
         return train_reader(recipe, out, command)
     return train_denoiser(recipe, out, command)
 
 
-def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "") -> Path:
+def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int = RECONSTRUCTED) -> Path:
     torch.manual_seed(mix(recipe.train.seed))
     model, images = recipe.build().to(device()), dataset(recipe.data)
     task = AutoencoderTask(model, recipe.train, recipe.loss)
@@ -86,7 +91,7 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "") -
             model.measure_scale(batch["image"].to(device()) for batch in batches(images, rows))
         task.save(out / "model")
         held_out = dataset(recipe.data, "validation")
-        numbers = first_stage_metrics(load_first_stage(out).to(device()), held_out, recipe.data, out)
+        numbers = first_stage_metrics(load_first_stage(out).to(device()), held_out, recipe.data, out, judged)
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -161,6 +166,11 @@ def batches(data: Any, rows: Sequence[int], size: int = 32) -> Iterator[dict[str
         yield Drawn(data).__getitems__([(row, 0) for row in rows[i : i + size]])
 
 
+def home(module: nn.Module) -> torch.device:
+    """The device of a module; the CPU for one without weights."""
+    return next(module.parameters(), torch.zeros(())).device
+
+
 def pictures(data: Any, rows: Sequence[int]) -> Tensor:
     """The images (B, 3, H, W) in [-1, 1] of some rows of a dataset."""
     return torch.cat([batch["image"] for batch in batches(data, rows)])
@@ -172,16 +182,19 @@ def pictures(data: Any, rows: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def reconstructed(stage: nn.Module, images: Tensor, batch: int = 32) -> Tensor:
     """(B, 3, H, W) in [-1, 1] what a first stage makes of images, by the mean of its posterior."""
-    place = next(stage.parameters(), torch.zeros(())).device
+    place = home(stage)
     parts = [stage.decode(stage.encode(part.to(place))).float().clamp(-1, 1).cpu() for part in images.split(batch)]
     return torch.cat(parts)
 
 
-def first_stage_metrics(stage: nn.Module, held_out: Any, data: DataConfig, out: Path | None = None) -> dict[str, Any]:
-    """psnr against held-out images, and on the built-in scenes against the same scenes drawn without texture.
+def first_stage_metrics(
+    stage: nn.Module, held_out: Any, data: DataConfig, out: Path | None = None, n: int = JUDGED
+) -> dict[str, Any]:
+    """How like n held-out images their reconstructions are, and how much room a latent takes.
 
-    out: the folder for reconstructions.png, eight of them below their images."""
-    rows = range(min(JUDGED, len(held_out)))
+    On the built-in scenes, psnr also against the same scenes drawn without texture. lpips and rfid look with
+    Features("scenes"). out: the folder for reconstructions.png, eight of them below their images."""
+    rows = range(min(n, len(held_out)))
     images = pictures(held_out, rows)
     result = reconstructed(stage, images)
     numbers: dict[str, Any] = {"images": len(images), "psnr": mean(psnr(result, images))}
@@ -190,12 +203,39 @@ def first_stage_metrics(stage: nn.Module, held_out: Any, data: DataConfig, out: 
 
         plain = pictures(Scenes("validation", data.size, texture=0), rows)
         numbers["psnr_without_texture"] = mean(psnr(result, plain))
-    place = next(stage.parameters()).device
-    with torch.no_grad():
-        latents = torch.cat([stage.encode(part.to(place), sample=True).cpu() for part in images.split(32)])
-    numbers["latent_std"] = round(float(latents.std()), 3)
+    numbers |= likeness(images, result, home(stage)) | latent_metrics(stage, images)
     if out is not None:
         save_grid(torch.cat([images[:8], result[:8]]), out / "reconstructions.png", 8)
+    return numbers
+
+
+@torch.no_grad()
+def likeness(images: Tensor, others: Tensor, place: torch.device) -> dict[str, float]:
+    """ssim, lpips, rfid, and the share of the images' high-frequency energy that the others (n, 3, H, W) have."""
+    features = Features("scenes").to(place)
+    distance = LPIPS(features)
+    pairs = [(a.to(place), b.to(place)) for a, b in zip(images.split(64), others.split(64))]
+    real, fake = (torch.cat([features(pair[i]).cpu() for pair in pairs]) for i in (0, 1))
+    return {
+        "ssim": round(float(torch.cat([ssim(a, b).cpu() for a, b in pairs]).mean()), 4),
+        "lpips": round(float(torch.cat([distance(a, b).cpu() for a, b in pairs]).mean()), 4),
+        "rfid": round(fid(real, fake), 4),
+        "texture_kept": round(float(high_frequency(others).mean() / high_frequency(images).mean()), 3),
+    }
+
+
+@torch.no_grad()
+def latent_metrics(stage: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Standard deviation and size of latents: float16 numbers for KL, indices for VQ, and how the codes are used."""
+    place = home(stage)
+    z = torch.cat([stage.encode(part.to(place), sample=True).cpu() for part in images.split(32)])
+    numbers: dict[str, Any] = {"latent_std": round(float(z.std()), 3), "latent_bytes": 2 * z[0].numel()}
+    if getattr(stage.config, "bottleneck", "") == "vq":
+        codes = stage.config.codes
+        index = torch.cat([stage.code(part.to(place)).index.cpu() for part in images.split(32)])
+        used = usage(index, codes)
+        numbers["latent_bytes"] = math.ceil(index[0].numel() * math.log2(codes) / 8)
+        numbers |= {"codes_used": round(used.share, 4), "perplexity": round(used.perplexity, 1)}
     return numbers
 
 
@@ -282,6 +322,13 @@ MEANING = {
     "latent_std": "of held-out latents",
     "validation_loss": "of the denoiser",
     "samples": "drawn with guidance, by class in turn",
+    "ssim": "1 for equal pictures",
+    "lpips": 'on Features("scenes"), 0 for equal pictures',
+    "rfid": 'on Features("scenes"), of the reconstructions',
+    "texture_kept": "energy above half the Nyquist frequency, as a share of the images'",
+    "latent_bytes": "an image: float16 numbers, or indices",
+    "codes_used": "share of the codebook",
+    "perplexity": "of the codes",
     "label_read_back": "share of the samples whose sky and ground read back as their class",
     "label_accuracy": "share of scenes",
     "counts_accuracy": "share of kinds of object whose number is right",

@@ -277,7 +277,8 @@ class AutoencoderTask:
         self.objective = Objective(loss).to(self.descent.place)
         self.replica = replica(model)
         self.seen: list[tuple[Tensor, Code]] = []  # reconstruction and code of each part of this step's batch
-        self.now, self.idle = 0, torch.zeros(model.config.codes if loss.restart else 0, dtype=torch.long)
+        codes = model.config.codes if loss.restart and model.config.bottleneck == "vq" else 0
+        self.now, self.idle = 0, torch.zeros(codes, dtype=torch.long)  # idle: steps since a code was chosen
         if self.objective.critic is not None:
             self.critic = Descent(self.objective.critic, replace(config, ema=0.0))
             self.critic_replica = replica(self.objective.critic)
@@ -285,9 +286,11 @@ class AutoencoderTask:
     def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
         self.now, self.seen, rate = step, [], learning_rate(step, self.config)
         numbers = self.descent.step(batch, rate, self.loss)
-        if self.objective.judging(step):
-            both = {"image": batch["image"], "reconstruction": torch.cat([seen for seen, _ in self.seen])}
-            judged = self.critic.step(both, rate * self.objective.config.critic_rate, self.critic_loss)
+        if self.objective.critic is not None:
+            judged = dict.fromkeys(("critic", "real", "fake"), 0.0)
+            if self.objective.judging(step):
+                both = {"image": batch["image"], "reconstruction": torch.cat([seen for seen, _ in self.seen])}
+                judged |= self.critic.step(both, rate * self.objective.config.critic_rate, self.critic_loss)
             numbers |= {name: judged[name] for name in ("critic", "real", "fake")}
         if len(self.idle):
             self.restart()
