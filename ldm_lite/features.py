@@ -97,8 +97,9 @@ class VGG16(nn.Module):
         super().__init__()
         from torchvision.models import vgg16
 
-        self.features = vgg16(weights=None).features
-        self.features.load_state_dict(_vgg16_weights(weights))
+        with torch.device("meta"):  # the classifier, nine tenths of the whole, is never made
+            self.features = vgg16(weights=None).features
+        strictly(self.features, _vgg16_weights(weights), weights)
         for module in self.features:
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # a map that was handed out stays as it is
@@ -123,6 +124,13 @@ def _vgg16_weights(path: Path | None) -> dict[str, Tensor]:
     else:
         state = _read(path)
     return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+
+
+def strictly(module: nn.Module, state: dict[str, Tensor], path: Path | None) -> None:
+    try:
+        module.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: weights of another network ({str(error).splitlines()[1].strip()[:80]})") from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:
