@@ -1,6 +1,7 @@
 """First stages: bottlenecks against their formulas, the architecture against diffusers, and what the scale promises."""
 
 import math
+import warnings
 
 import pytest
 import tiny
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig, Codebook, Gaussian, Pixels
+from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig, Codebook, Gaussian, Pixels, usage
 from ldm_lite.config import InputError
 from ldm_lite.layers import norm
 
@@ -60,6 +61,36 @@ def test_each_position_is_snapped_to_the_nearest_code():
     assert torch.equal(code.index, distance.argmin(1)) and len(code.index.unique()) > 5
     torch.testing.assert_close(code.z, book.embedding(code.index).permute(0, 3, 1, 2))
     assert torch.equal(code.mean, h)
+
+
+def test_embedding_the_chosen_codes_gives_the_snapped_latent():
+    book, h = codebook(), torch.randn(2, 3, 4, 5)
+    code = book(h)
+    torch.testing.assert_close(book.embed(code.index), code.z)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([[[0, 11]]]), torch.tensor([[[-1, 2]]]), torch.tensor([[[0.5]]])])
+def test_an_index_that_is_no_codes_is_refused(index):
+    with pytest.raises(InputError, match=r"index: from .* integers from 0 to 10 are needed"):
+        codebook().embed(index)
+
+
+def test_restarted_codes_are_latents_and_the_others_stay():
+    book, latents = codebook(), torch.randn(2, 3, 4, 5)
+    before = book.embedding.weight.detach().clone()
+    book.restart(torch.tensor([2, 7]), latents)
+    there = latents.permute(0, 2, 3, 1).reshape(-1, 3)
+    changed = (book.embedding.weight != before).any(1)
+    assert changed.nonzero().flatten().tolist() == [2, 7]
+    assert (torch.cdist(book.embedding.weight[[2, 7]], there).min(1).values == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("index", "share", "perplexity"),
+    [([[3, 3], [3, 3]], 1 / 7, 1), ([[0, 1], [2, 6]], 4 / 7, 4), ([0, 0, 5], 2 / 7, 3 / 2 ** (2 / 3))],
+)
+def test_the_usage_of_a_codebook_is_known(index, share, perplexity):
+    assert usage(torch.tensor(index), 7) == pytest.approx((share, perplexity))
 
 
 def test_the_gradient_passes_the_codebook_straight_through():
@@ -235,6 +266,16 @@ def test_pixels_are_their_own_latent():
 def test_an_image_that_a_first_stage_cannot_take_is_refused(image, match):
     with pytest.raises(InputError, match=match):
         tiny.autoencoder().encode(image)
+
+
+def test_pictures_without_a_dark_pixel_are_taken_with_a_warning():
+    """The classic mistake: images in [0, 1]. They are in [-1, 1] too, so it cannot be an error."""
+    image = images(3, 3, 4, 8)
+    with pytest.warns(UserWarning, match=r"if these are in \[0, 1\], give 2 x - 1"):
+        tiny.autoencoder().encode((image + 1) / 2)
+    with warnings.catch_warnings(action="error"):
+        tiny.autoencoder().encode(image)
+        tiny.autoencoder().encode(torch.ones(1, 3, 4, 8))  # one white picture is no pattern
 
 
 def test_an_image_may_leave_the_range_by_rounding():

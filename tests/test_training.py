@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +23,12 @@ from torch import nn
 
 from ldm_lite import training
 from ldm_lite.config import InputError
+from ldm_lite.latent import mix
 from ldm_lite.losses import LossConfig
 from ldm_lite.training import EMA, Descent, Stopped, TrainConfig, fit, learning_rate, load_checkpoint, precision, rows
 
-BOTH = pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
+KINDS = ["autoencoder", "sharp", "diffusion"]
+EACH = pytest.mark.parametrize("kind", KINDS)
 PLAIN = TrainConfig(steps=8, batch=6, warmup=0, ema=0, precision="fp32")
 
 
@@ -171,6 +174,95 @@ def test_a_vq_autoencoder_learns_l1_and_the_codebook_loss():
     torch.testing.assert_close(loss, (reconstruction - image).abs().mean() + code.penalty.mean())
 
 
+# The critic and the codebook ------------------------------------------------------------------------------------------
+
+
+def test_a_step_runs_the_autoencoder_once_for_both_optimisers():
+    job, runs = task("sharp", replace(TRAIN, accumulate=1)), []
+    job.model.register_forward_hook(lambda *args: runs.append(1))
+    numbers = job.step({"image": Pictures().images[:4]}, 5)
+    assert runs == [1]
+    assert numbers["balance"] > 0 and numbers["critic"] > 0 and numbers["g"] != 0
+
+
+def test_the_critic_moves_from_its_start_on_and_its_columns_are_there_before():
+    job = task("sharp")
+    for step, moves in ((1, False), (2, True)):
+        before = {k: v.clone() for k, v in job.objective.critic.named_parameters()}
+        numbers = job.step({"image": Pictures().images[:4]}, step)
+        same = [torch.equal(v, before[k]) for k, v in job.objective.critic.named_parameters()]
+        assert not any(same) if moves else all(same)
+        assert bool(numbers["critic"]) == moves and {"g", "balance", "real", "fake"} <= numbers.keys()
+
+
+def test_the_critics_step_leaves_no_gradient_in_the_autoencoder_and_the_other_way_round():
+    job, image = task("sharp"), Pictures().images[:4]
+    job.now = 5
+    loss, _ = job.loss({"image": image})
+    reconstruction = job.seen[0][0]
+    job.critic_loss({"image": image, "reconstruction": reconstruction})[0].backward()
+    assert all(p.grad is None for p in job.model.parameters())
+    job.objective.critic.zero_grad(set_to_none=True)
+    loss.backward()
+    assert all(p.grad is None for p in job.objective.critic.parameters())
+    assert all(p.grad is not None for p in job.model.parameters())
+
+
+def test_the_critic_learns_to_tell_images_from_reconstructions():
+    torch.manual_seed(0)
+    job = training.AutoencoderTask(
+        tiny.autoencoder(), replace(TRAIN, steps=40, ema=0.0), replace(tiny.SHARP, start=0, critic_rate=1.0)
+    )
+    images = torch.randn(4, 3, 12, 8).clamp(-1, 1)
+    numbers = [job.step({"image": images}, step) for step in range(40)]
+    assert numbers[0]["real"] - numbers[0]["fake"] < 0.5 < numbers[-1]["real"] - numbers[-1]["fake"]
+
+
+def test_a_code_that_nobody_chooses_is_moved_to_a_latent_with_its_average():
+    job = task("sharp")
+    job.objective.config = replace(tiny.SHARP, restart=3)
+    book, far = job.model.bottleneck.embedding.weight, 50.0
+    with torch.no_grad():
+        book[4:] = far  # no latent is near
+        job.descent.ema.average["bottleneck.embedding.weight"].copy_(book)
+    for step in range(3):
+        assert (book[4:] > far - 1).all()
+        job.step({"image": Pictures().images[:4]}, step)
+    assert (book.abs() < far / 2).all()
+    assert torch.equal(job.descent.ema.average["bottleneck.embedding.weight"][4:], book.detach()[4:])
+    assert not job.idle.any() or int(job.idle.max()) < 3
+
+
+def test_the_precision_of_fp16_scales_the_balance_away():
+    job = task("sharp", replace(TRAIN, precision="fp16", accumulate=1))
+    numbers = job.step({"image": Pictures().images[:4]}, 5)
+    assert 0 < numbers["balance"] < 1e4 and math.isfinite(numbers["loss"])
+
+
+def together(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", timedelta(minutes=2), world_size=2, rank=rank)
+    job = task("sharp", replace(TRAIN, accumulate=1, ema=0.0))
+    images = Pictures(8).images[4 * rank : 4 * rank + 4] * (1 - 3 * rank)  # each rank has pictures of its own
+    for step in range(4):
+        torch.manual_seed(mix(step, rank))
+        job.step({"image": images}, step + 2)
+    critic = dict(job.objective.critic.named_parameters())
+    torch.save({"model": job.model.state_dict(), "critic": critic, "idle": job.idle}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_on_two_ranks_autoencoder_critic_and_codebook_stay_equal_and_learn_from_both(tmp_path):
+    torch.multiprocessing.spawn(together, (tmp_path,), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    alone = task("sharp", replace(TRAIN, accumulate=1, ema=0.0))
+    for step in range(4):
+        torch.manual_seed(mix(step, 0))
+        alone.step({"image": Pictures(8).images[:4]}, step + 2)
+    assert not torch.equal(alone.model.state_dict()["decoder.conv_out.weight"], one["model"]["decoder.conv_out.weight"])
+
+
 def test_diffusion_trains_the_denoiser_and_the_conditioner_and_leaves_the_first_stage():
     job = task("diffusion")
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
@@ -240,7 +332,7 @@ def test_an_empty_dataset_is_refused():
 def uninterrupted(tmp_path_factory):
     """The folder of a run of each kind that nothing disturbed."""
     folders = {}
-    for kind in ("autoencoder", "diffusion"):
+    for kind in KINDS:
         folders[kind] = tmp_path_factory.mktemp("runs") / kind
         assert fit(task(kind), Pictures(), TRAIN, folders[kind]) == 8
     return folders
@@ -273,7 +365,7 @@ def resume(kind: str, out: Path) -> None:
     assert fit(task(kind), Pictures(), TRAIN, out) == 8
 
 
-@BOTH
+@EACH
 def test_a_run_is_a_function_of_its_seed(kind, uninterrupted, tmp_path):
     torch.rand(3)  # what was drawn before makes no difference
     resume(kind, tmp_path / "same")
@@ -291,7 +383,7 @@ def test_every_step_of_every_seed_draws_numbers_of_its_own(tmp_path):
     assert len(set(drawn)) == 16
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_the_resumed_run_is_bit_identical(kind, number, uninterrupted, tmp_path):
     before = signal.getsignal(number)
@@ -303,7 +395,7 @@ def test_a_signal_stops_after_the_step_and_the_resumed_run_is_bit_identical(kind
     assert_same_run(tmp_path, uninterrupted[kind])
 
 
-@BOTH
+@EACH
 def test_a_run_broken_by_an_exception_goes_on_from_its_checkpoint_bit_identically(kind, uninterrupted, tmp_path):
     with pytest.raises(ZeroDivisionError):
         fit(at(7, task(kind), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
@@ -371,7 +463,7 @@ def test_a_finished_run_is_left_as_it_is_but_for_weights_that_a_kill_prevented(u
     assert contents(tmp_path) == finished
 
 
-@BOTH
+@EACH
 def test_the_saved_model_has_the_averaged_weights(kind, uninterrupted):
     weights = load_file(uninterrupted[kind] / "model/model.safetensors")
     average = load_checkpoint(uninterrupted[kind] / "checkpoint.pt")["task"]["ema"]["average"]
@@ -380,7 +472,7 @@ def test_the_saved_model_has_the_averaged_weights(kind, uninterrupted):
         assert torch.equal(weights[name], value)
 
 
-@BOTH
+@EACH
 def test_sample_grids_are_drawn_without_disturbing_the_run(kind, uninterrupted, tmp_path):
     fit(task(kind), Pictures(), replace(TRAIN, sample_every=4), tmp_path)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["0000004.png", "0000008.png"]

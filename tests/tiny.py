@@ -14,6 +14,7 @@ from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_lite.conditioners import Labels, LabelsConfig, Unconditional
 from ldm_lite.diffusion import Diffusion, VariancePreserving
 from ldm_lite.latent import LatentDiffusion, mix
+from ldm_lite.losses import LossConfig
 from ldm_lite.training import AutoencoderTask, DiffusionTask, TrainConfig, fit
 from ldm_lite.unet import UNet, UNetConfig
 
@@ -54,10 +55,25 @@ class Pictures:
         return {"image": self.images[row] + light, "label": row % len(NAMES)}
 
 
+# a critic from the third step on, and codes that are moved when two steps did not choose them
+SHARP = LossConfig(
+    perceptual=0.5,
+    trunk="scenes",
+    adversarial=0.3,
+    start=2,
+    restart=2,
+    critic_width=4,
+    critic_layers=1,
+    critic_rate=0.5,
+)
+
+
 def task(kind: str, config: TrainConfig = TRAIN) -> AutoencoderTask | DiffusionTask:
     torch.manual_seed(2)
     if kind == "autoencoder":
         return AutoencoderTask(autoencoder(), config)
+    if kind == "sharp":
+        return AutoencoderTask(autoencoder("vq", codes=19), config, SHARP)
     return DiffusionTask(latent_diffusion(), config, dropout=0.3)
 
 
