@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .condition import Condition
+from .config import InputError, one_or_more
 from .layers import Downsample, ResBlock, SelfAttention, SpatialTransformer, Upsample, norm, sinusoidal, zeroed
 
 
@@ -36,6 +37,14 @@ class UNetConfig:
     checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
 
     def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks", "heads", "head_channels", "depth"):
+            one_or_more(**{name: getattr(self, name)})
+        one_or_more(mult=min(self.mult, default=0))
+        for name in ("context", "concat", "vector"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)} is below 0")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout: {self.dropout} is not in [0, 1)")
         factors = [2**i for i in range(len(self.mult))]
         for f in self.attend_at:
             if f not in factors:

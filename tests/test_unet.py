@@ -254,6 +254,13 @@ def test_channels_are_split_into_heads(settings, width, split):
         ({"heads": 2}, "heads, head_channels: give exactly one"),
         ({"head_channels": None}, "heads, head_channels: give exactly one"),
         ({"head_channels": None, "heads": 3}, "8 channels cannot be split into 3 heads"),
+        ({"width": 0}, "^width: 0 is not 1 or more"),
+        ({"blocks": 0}, "^blocks: 0 is not 1 or more"),
+        ({"head_channels": 0}, "^head_channels: 0 is not 1 or more"),
+        ({"mult": (1, 0), "attend_at": ()}, "^mult: 0 is not 1 or more"),
+        ({"mult": (), "attend_at": ()}, "^mult: 0 is not 1 or more"),
+        ({"vector": -3}, "^vector: -3 is below 0"),
+        ({"dropout": 1.0}, r"^dropout: 1.0 is not in \[0, 1\)"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused(settings, match):
