@@ -306,33 +306,42 @@ class EvaluateConfig:
     n: int = 256  # samples that are read back
     steps: int = 30
     guidance: float = 2.0
-    size: int = 64  # pixels
+    data: str = "scenes"  # or a folder of images, Parquet files, a hub id
+    size: int = 0  # pixels; 0 is the size that the model was trained at
     seed: int = 0
     output: Path | None = None  # a .json file for the numbers; also -o
 
     def __post_init__(self) -> None:
-        one_or_more(images=self.images, n=self.n, steps=self.steps, size=self.size)
+        one_or_more(images=self.images, n=self.n, steps=self.steps, size=self.size or None)
 
 
 def evaluate(arguments: list[str]) -> None:
-    """On the built-in scenes: how well the first stage reconstructs, and how often a sample shows its label."""
+    """How well a first stage reconstructs held-out images and, on the built-in scenes, what samples show."""
     import json
 
     from . import runs
+    from .features import SceneReader
     from .latent import LatentDiffusion, restored
     from .presets import DataConfig, dataset
     from .training import device
 
-    about = "Reconstruction (psnr, dB) on held-out scenes, and the share of guided samples that show their label."
+    about = (
+        "Reconstruction of held-out images and, for built-in scenes, the share of guided samples that show their label."
+    )
     names, rest = taken(arguments, "ldm-lite evaluate", "a model: a run's folder or shipped weights", 1)
     rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
     settings = options(EvaluateConfig, EvaluateConfig(), rest, "ldm-lite evaluate MODEL", about)
-    model, data = restored(names[0]).to(device()), DataConfig(size=settings.size)
+    model, data = restored(names[0]).to(device()), DataConfig(settings.data, settings.size or trained_size(names[0]))
     whole = isinstance(model, LatentDiffusion)
-    stage, held_out = model.first_stage if whole else model, dataset(data, "validation")
-    numbers = runs.first_stage_metrics(stage, held_out, data, n=settings.images)
-    if whole and getattr(model.conditioner, "names", ()):
-        drawn = runs.sampled(model, settings.n, settings.size, settings.guidance, settings.steps, settings.seed)
+    if isinstance(model, SceneReader):
+        from .data.scenes import Quiz
+
+        numbers = runs.reader_metrics(model, Quiz("validation", data.size), settings.images)
+    else:
+        stage, held_out = model.first_stage if whole else model, dataset(data, "validation")
+        numbers = runs.first_stage_metrics(stage, held_out, data, n=settings.images)
+    if whole and getattr(model.conditioner, "names", ()) and data.path == "scenes":
+        drawn = runs.sampled(model, settings.n, data.size, settings.guidance, settings.steps, settings.seed)
         numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "sampler_steps": settings.steps}
     if settings.output is not None:
         from .config import write

@@ -153,6 +153,8 @@ def load_first_stage(name: str | Path) -> nn.Module:
     if str(name) == "pixels":
         return Pixels()
     model = restored(name)
+    if isinstance(model, SceneReader):
+        raise InputError(f"{name}: reads scenes, and is no first stage")
     return model.first_stage if isinstance(model, LatentDiffusion) else model
 
 

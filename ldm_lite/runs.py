@@ -63,9 +63,9 @@ def finished(out: str | Path) -> bool:
     return (Path(out) / "model" / "card.md").is_file()
 
 
-def train(recipe: Recipe, out: str | Path, command: str = "", judged: int = RECONSTRUCTED) -> Path:
+def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None = None) -> Path:
     """Runs a recipe into `out`, or resumes it; returns out/model. command: what the user typed, for the card. judged:
-    how many held-out images a first stage reconstructs.
+    how many held-out images a first stage reconstructs, by default RECONSTRUCTED.
 
     A first stage that the recipe names by preset is trained beside `out` if it has not been."""
     out = Path(out)
@@ -78,7 +78,7 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int = RECO
     return train_denoiser(recipe, out, command)
 
 
-def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int = RECONSTRUCTED) -> Path:
+def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int | None = None) -> Path:
     torch.manual_seed(mix(recipe.train.seed))
     model, images = recipe.build().to(device()), dataset(recipe.data)
     task = AutoencoderTask(model, recipe.train, recipe.loss)
@@ -91,7 +91,9 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
             model.measure_scale(batch["image"].to(device()) for batch in batches(images, rows))
         task.save(out / "model")
         held_out = dataset(recipe.data, "validation")
-        numbers = first_stage_metrics(load_first_stage(out).to(device()), held_out, recipe.data, out, judged)
+        numbers = first_stage_metrics(
+            load_first_stage(out).to(device()), held_out, recipe.data, out, judged or RECONSTRUCTED
+        )
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -188,13 +190,13 @@ def reconstructed(stage: nn.Module, images: Tensor, batch: int = 32) -> Tensor:
 
 
 def first_stage_metrics(
-    stage: nn.Module, held_out: Any, data: DataConfig, out: Path | None = None, n: int = JUDGED
+    stage: nn.Module, held_out: Any, data: DataConfig, out: Path | None = None, n: int | None = None
 ) -> dict[str, Any]:
-    """How like n held-out images their reconstructions are, and how much room a latent takes.
+    """How like n (by default JUDGED) held-out images their reconstructions are, and how much room a latent takes.
 
     On the built-in scenes, psnr also against the same scenes drawn without texture. lpips and rfid look with
     Features("scenes"). out: the folder for reconstructions.png, eight of them below their images."""
-    rows = range(min(n, len(held_out)))
+    rows = range(min(n or JUDGED, len(held_out)))
     images = pictures(held_out, rows)
     result = reconstructed(stage, images)
     numbers: dict[str, Any] = {"images": len(images), "psnr": mean(psnr(result, images))}
@@ -211,17 +213,21 @@ def first_stage_metrics(
 
 @torch.no_grad()
 def likeness(images: Tensor, others: Tensor, place: torch.device) -> dict[str, float]:
-    """ssim, lpips, rfid, and the share of the images' high-frequency energy that the others (n, 3, H, W) have."""
+    """ssim, lpips, rfid, and what is left of the images' share of fine texture in the others (n, 3, H, W)."""
     features = Features("scenes").to(place)
     distance = LPIPS(features)
     pairs = [(a.to(place), b.to(place)) for a, b in zip(images.split(64), others.split(64))]
     real, fake = (torch.cat([features(pair[i]).cpu() for pair in pairs]) for i in (0, 1))
-    return {
+    numbers = {
         "ssim": round(float(torch.cat([ssim(a, b).cpu() for a, b in pairs]).mean()), 4),
         "lpips": round(float(torch.cat([distance(a, b).cpu() for a, b in pairs]).mean()), 4),
-        "rfid": round(fid(real, fake), 4),
-        "texture_kept": round(float(high_frequency(others).mean() / high_frequency(images).mean()), 3),
     }
+    if len(images) > 1:
+        numbers["rfid"] = round(fid(real, fake), 4)
+    fine = high_frequency(images).mean()
+    if fine > 0:  # there is some to be kept
+        numbers["texture_kept"] = round(float(high_frequency(others).mean() / fine), 3)
+    return numbers
 
 
 @torch.no_grad()
@@ -325,7 +331,7 @@ MEANING = {
     "ssim": "1 for equal pictures",
     "lpips": 'on Features("scenes"), 0 for equal pictures',
     "rfid": 'on Features("scenes"), of the reconstructions',
-    "texture_kept": "energy above half the Nyquist frequency, as a share of the images'",
+    "texture_kept": "share of the variance in waves below four pixels, against the images' share",
     "latent_bytes": "an image: float16 numbers, or indices",
     "codes_used": "share of the codebook",
     "perplexity": "of the codes",

@@ -1,16 +1,18 @@
 """The command line: what it does, and that a mistake is one line, exit status 2, and nothing overwritten."""
 
 import json
+import math
 import re
 
 import pytest
+import tiny
 import torch
 from PIL import Image
 
 from ldm_lite import cli, runs
 from ldm_lite.autoencoder import AutoencoderConfig
 from ldm_lite.data import scenes
-from ldm_lite.latent import LatentDiffusion
+from ldm_lite.latent import LatentDiffusion, store
 from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe
 from ldm_lite.training import TrainConfig
 from ldm_lite.unet import UNetConfig
@@ -36,6 +38,7 @@ def here(monkeypatch, tmp_path):
     monkeypatch.setitem(PRESETS, "tiny-kl2", STAGE)
     monkeypatch.setitem(PRESETS, "tiny-ldm2", WHOLE)
     monkeypatch.setattr(runs, "JUDGED", 16)
+    monkeypatch.setattr(runs, "RECONSTRUCTED", 16)
     monkeypatch.setattr(runs, "STEPS", 2)
     return tmp_path
 
@@ -59,7 +62,7 @@ def model(here) -> str:
 def photographs(folder, n=5, size=(20, 24)):
     for i in range(n):
         folder.joinpath("holiday").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (40 * i, 90, 120)).save(folder / "holiday" / f"{i}.png")
+        Image.new("RGB", size, (40 * (i % 6), 90, 120)).save(folder / "holiday" / f"{i}.png")
     return folder
 
 
@@ -122,6 +125,30 @@ def test_sample_help_shows_the_labels(here, model, capsys):
 def test_evaluate_writes_the_numbers_it_prints(here, model, capsys):
     assert cli.main(["evaluate", model, "-n", "4", "--steps", "2", "--size", "16", "-o", "numbers.json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((here / "numbers.json").read_text())
+
+
+@pytest.mark.parametrize("bottleneck", ["kl", "vq"])
+def test_evaluate_judges_a_first_stage_on_a_folder_of_photographs(bottleneck, here, capsys):
+    photographs(here / "mine", 40)
+    store(tiny.autoencoder(bottleneck), here / "stage")
+    assert cli.main(["evaluate", "stage", "--data", "mine", "--size", "20"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["images"] == 2  # every twentieth is held out
+    assert numbers["rfid"] > 0
+    bits = {"kl": 16 * 2 * 10 * 10, "vq": math.ceil(10 * 10 * math.log2(5))}[bottleneck]
+    assert numbers["latent_bytes"] == math.ceil(bits / 8)
+    assert ("codes_used" in numbers) == (bottleneck == "vq")
+    assert "psnr_without_texture" not in numbers
+
+
+def test_evaluate_judges_the_scene_reader(capsys):
+    assert cli.main(["evaluate", "scenes-features", "--images", "64"]) == 0
+    assert json.loads(capsys.readouterr().out)["label_accuracy"] > 0.98
+
+
+def test_the_scene_reader_is_no_first_stage(here, capsys):
+    photographs(here / "mine", 2)
+    assert "reads scenes, and is no first stage" in refused(capsys, "encode", "scenes-features", "mine")
 
 
 def test_encode_writes_the_latents_that_the_first_stage_gives(here, model):
