@@ -34,9 +34,10 @@ help:
 demo: .venv/.core
 	$(BIN)/ldm-lite demo
 
+# The address it prints, with the token, leads to notebook 00 on a machine without a browser too.
 # root is the only user of many a rented machine; the server still asks for its token
 lab: .venv/.notebooks
-	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_tour.ipynb
+	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=lab/tree/notebooks/00_tour.ipynb
 
 # one run, so that both parts are always done and pytest's last line counts both
 test: export LDM_LITE_FAST = 1

@@ -199,6 +199,12 @@ def test_make_help_lists_every_target():
     assert re.findall(r'^\t@echo "make (\S+)', makefile, re.M) == [t for t in targets if t != "help"]
 
 
+def test_make_lab_opens_a_notebook_that_exists():
+    lab = re.search(r"^lab:.*\n\t(.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
+    path = re.search(r"--LabApp\.default_url=lab/tree/(\S+)", lab)[1]  # relative to where make runs, which is the clone
+    assert (ROOT / path).is_file()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no executable bit")
 def test_ci_runs_make_test_and_nothing_else():
     run = ROOT / ".ci" / "run"
