@@ -152,8 +152,7 @@ def tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _outgoing(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    # copies: safetensors refuses tensors that share memory, and torch.save would store all of it for each
-    return {k: v.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+    return {k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}
 
 
 def _groups(model: nn.Module) -> list[int]:
