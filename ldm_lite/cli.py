@@ -391,36 +391,74 @@ def encode(arguments: list[str]) -> None:
     print(f"{settings.output}: z {tuple(z.shape)}, mean {z.mean():.3f}, standard deviation {z.std():.3f}")
 
 
-PUBLISHED = ("model.safetensors", "config.json", "metrics.json", "card.md")
+# What `convert` may overwrite in a folder, by layout
+PUBLISHED = {
+    "ldm-lite": ("model.safetensors", "config.json", "metrics.json", "card.md"),
+    "diffusers": ("diffusion_pytorch_model.safetensors", "config.json"),
+    "compvis": (),
+}
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
     dtype: str = "fp16"  # of the weights in the file: fp32, fp16 or bf16
+    layout: str = "ldm-lite"  # or, for a first stage, diffusers (a folder) or compvis (a .ckpt or .safetensors file)
+    expect: str | None = None  # the published first stage that a CompVis file must hold, such as kl-f8
+    scale: float | None = None  # of the latents of a foreign first stage, where its file does not say
 
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "fp16", "bf16"):
             raise InputError(f"dtype: {self.dtype} is not fp32, fp16 or bf16")
+        if self.layout not in PUBLISHED:
+            raise InputError(f"layout: {self.layout} is not {', '.join(PUBLISHED)}")
+
+
+def foreign(source: Path, settings: ConvertConfig) -> Any:
+    """The first stage in a CompVis file or a folder of diffusers, None for anything else."""
+    from .checkpoints import load_compvis, load_diffusers
+    from .config import read
+    from .presets import FIRST_STAGES
+
+    if source.is_file():
+        if settings.expect is not None and settings.expect not in FIRST_STAGES:
+            raise suggest(settings.expect, FIRST_STAGES, "published first stage")
+        expected = FIRST_STAGES[settings.expect].model if settings.expect else None
+        return load_compvis(source, expected, settings.scale)
+    configs = [f / "config.json" for f in (source, source / "vae", source / "vqvae")]
+    if any(config.is_file() and "_class_name" in read(config) for config in configs):
+        return load_diffusers(source, settings.scale)
+    if settings.expect is not None or settings.scale is not None:
+        raise InputError(f"{source}: one of our models has its configuration and scale; leave --expect and --scale out")
+    return None
 
 
 def convert(arguments: list[str]) -> None:
     import torch
 
+    from .checkpoints import save_compvis, save_diffusers
     from .folders import found
-    from .latent import restored, store
+    from .latent import LatentDiffusion, restored, store
 
-    about = "Copies a model, with its card, in another precision: for instance to publish it."
-    names, rest = taken(arguments, "ldm-lite convert", "a model and the folder to write", 2)
+    about = "Copies a model, with its card, in another precision or layout. MODEL may be a first stage of CompVis's (a "
+    about += ".ckpt or .safetensors file) or diffusers' (a folder): convert kl-f8.ckpt runs/kl-f8 --scale 0.18215"
+    names, rest = taken(arguments, "ldm-lite convert", "a model and where to write it", 2)
     settings = options(ConvertConfig, ConvertConfig(), rest, "ldm-lite convert MODEL FOLDER", about)
-    source, target = found(names[0]), Path(names[1])
-    if target.exists() and any(p.name not in PUBLISHED for p in target.iterdir()):
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.dtype]
+    target, may = Path(names[1]), PUBLISHED[settings.layout]
+    if target.is_dir() and any(p.name not in may for p in target.iterdir()):
         raise InputError(f"{target}: holds something other than a model; choose another folder")
-    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    store(restored(names[0]), target, kinds[settings.dtype])
-    for name in ("metrics.json", "card.md"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    total = (target / "model.safetensors").stat().st_size
+    theirs = foreign(Path(names[0]), settings)
+    model = restored(names[0]) if theirs is None else theirs
+    if settings.layout == "ldm-lite":
+        store(model, target, dtype)
+        for name in ("metrics.json", "card.md") if theirs is None else ():
+            if (found(names[0]) / name).is_file():
+                shutil.copyfile(found(names[0]) / name, target / name)
+    else:
+        stage = model.first_stage if isinstance(model, LatentDiffusion) else model
+        (save_diffusers if settings.layout == "diffusers" else save_compvis)(stage, target, dtype)
+    files = [target / name for name in may] if target.is_dir() else [target]
+    total = sum(path.stat().st_size for path in files if path.is_file())
     print(f"{target}: {settings.dtype}, {total / 1e6:.1f} MB")
 
 

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ldm_lite import cli, runs
-from ldm_lite.autoencoder import AutoencoderConfig
+from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_lite.checkpoints import save_compvis
 from ldm_lite.data import scenes
-from ldm_lite.latent import LatentDiffusion, store
+from ldm_lite.latent import LatentDiffusion, restored, store
 from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe
 from ldm_lite.training import TrainConfig
 from ldm_lite.unet import UNetConfig
@@ -161,6 +162,38 @@ def test_encode_writes_the_latents_that_the_first_stage_gives(here, model):
     stage, images = LatentDiffusion.load(model).first_stage, ImageFolder("mine", size=16)
     expected = torch.stack([stage.encode(images[i]["image"][None])[0] for i in range(3)])
     torch.testing.assert_close(load_file("z.safetensors")["z"], expected, atol=0.02, rtol=0.02)
+
+
+@pytest.fixture
+def original(here):
+    """A first stage as CompVis publishes them, but small: (file, model)."""
+    torch.manual_seed(1)
+    stage = Autoencoder(AutoencoderConfig(channels=3, width=128, mult=(1, 1), blocks=1, mid_attention=False)).eval()
+    save_compvis(stage, here / "original.ckpt")
+    return "original.ckpt", stage
+
+
+def test_convert_reads_an_original_first_stage_and_writes_it_for_diffusers_and_back(here, original):
+    file, stage = original
+    image = torch.rand(1, 3, 10, 6) * 2 - 1
+    assert cli.main(["convert", file, "ours", "--dtype", "fp32", "--scale", "0.5"]) == 0
+    torch.testing.assert_close(restored("ours").encode(image), 0.5 * stage.encode(image))
+    assert cli.main(["convert", "ours", "theirs", "--dtype", "fp32", "--layout", "diffusers"]) == 0
+    assert cli.main(["convert", "theirs", "again", "--dtype", "fp32"]) == 0
+    torch.testing.assert_close(restored("again").encode(image), 0.5 * stage.encode(image))
+
+
+def test_convert_names_what_differs_from_the_original_that_was_expected(here, original, capsys):
+    assert "another first stage than the one asked for" in refused(
+        capsys, "convert", original[0], "x", "--expect", "kl-f8"
+    )
+    assert "no such published first stage; there are kl-f4" in refused(
+        capsys, "convert", original[0], "x", "--expect", "nothing"
+    )
+    assert not (here / "x").exists()
+    assert "leave --expect and --scale out" in refused(capsys, "convert", "scenes-features", "x", "--scale", "2")
+    (here / "text.ckpt").write_text("no weights")
+    assert "text.ckpt: " in refused(capsys, "convert", "text.ckpt", "x")
 
 
 def test_convert_halves_the_file_and_keeps_the_pictures(here, model):
