@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import InputError
-from .layers import Downsample, ResBlock, SelfAttention, Upsample, norm
+from .layers import Downsample, ResBlock, SelfAttention, Upsample, channels_last, norm
 
 EPS = 1e-6  # of the GroupNorms here; 1e-5 in the UNet
 
@@ -168,10 +168,10 @@ class Encoder(nn.Module):
         self.norm_out, self.conv_out = norm(h, EPS), nn.Conv2d(h, c_out, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        h = self.conv_in(image)
+        h = self.conv_in(channels_last(image))
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(h)))).contiguous()
 
 
 class Decoder(nn.Module):
@@ -189,10 +189,10 @@ class Decoder(nn.Module):
         self.norm_out, self.conv_out = norm(h, EPS), nn.Conv2d(h, c.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
+        h = self.mid(self.conv_in(channels_last(z)))
         for level in self.up:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h))).contiguous()
 
 
 def checked(image: Tensor, f: int, channels: int = 3) -> Tensor:
