@@ -611,6 +611,14 @@ def test_without_the_package_datasets_one_line_says_how_to_install_it(monkeypatc
         HubImages("somebody/faces")
 
 
+def test_a_package_datasets_that_cannot_be_imported_says_why(monkeypatch, tmp_path):
+    (tmp_path / "datasets.py").write_text("raise ImportError('pyarrow requires NumPy 2.0 or newer')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    with pytest.raises(InputError, match=r"datasets cannot be imported \(pyarrow requires NumPy 2.0 or newer\)$"):
+        HubImages("somebody/faces")
+
+
 def test_importing_the_data_loads_nothing_heavy():
     code = "import torch, sys; before = set(sys.modules); import ldm_lite.data; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -185,8 +185,13 @@ def loaded(source: str, split: str, streaming: bool, revision: str | None) -> An
     """A Dataset or IterableDataset of the package `datasets`. InputError names the source and what to do."""
     try:
         from datasets import load_dataset
-    except ImportError:
-        raise InputError(f"{source}: the package datasets is needed; install it with: pip install datasets") from None
+    except ImportError as error:
+        if error.name == "datasets":
+            raise InputError(
+                f"{source}: the package datasets is needed; install it with: pip install datasets"
+            ) from None
+        reason = str(error).splitlines()[0]  # it is there, and something that it needs is not, or too old
+        raise InputError(f"{source}: the package datasets cannot be imported ({reason})") from None
     path = Path(source)
     if path.is_file():
         if path.suffix != ".parquet":
