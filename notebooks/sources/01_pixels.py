@@ -751,7 +751,7 @@ counted = flops(conv, torch.zeros(1, 5, 11, 13))[torch.ops.aten.convolution]
 assert counted == by_hand, "2 × positions × weights, no more."
 
 # %% ratios tags=check
-import time
+import timeit
 from dataclasses import replace
 
 from ldm_lite.condition import Condition
@@ -764,9 +764,8 @@ def costs(channels, side):
     image, cond = torch.zeros(1, channels, side, side), Condition(vector=torch.zeros(1, 64))
     attention = flops(lambda a: a @ a.mT, torch.zeros(1, side**2, 8))
     convolution = flops(net, image, torch.zeros(1), cond)[torch.ops.aten.convolution]
-    started = time.perf_counter()
-    net(image, torch.zeros(1), cond)
-    return image.numel(), convolution, sum(attention.values()), time.perf_counter() - started
+    clock = timeit.repeat(lambda: net(image, torch.zeros(1), cond), number=1, repeat=7)
+    return image.numel(), convolution, sum(attention.values()), min(clock)
 
 
 names = ("numbers", "convolution FLOPs", "attention FLOPs, full size", "seconds on this machine")
