@@ -886,8 +886,8 @@ panel = widgets.knobs(draw, choices, rows, "Six test pictures in 512, 128, 32 an
 # %% knobs-read [markdown]
 r"""
 **What to see.** Nothing was trained anew. With 128 words little is missing. With 32 a tree is gone,
-and the sea by day and by dusk turns green; with 8 even the day has a red sky. The frequent words are
-the bland ones. A dictionary *trained* with few words would place them better, as in section 2.
+and the sea by day and by dusk turns green; with 8 even the day has a red sky. The frequent words
+are the bland ones. A dictionary *trained* with few words would place them better, as in section 2.
 """
 
 # %% exercises [markdown]
