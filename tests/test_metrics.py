@@ -327,7 +327,8 @@ def cloud(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     if kind == "lattice":  # full of equal distances and of copies
         return torch.randint(0, 4, (211, 3)).float(), torch.randint(1, 6, (151, 3)).float()
     real, fake = torch.randn(211, 5), 0.9 * torch.randn(151, 5) + 0.7
-    return {"plain": (real, fake), "far": (real + 1000, fake + 1000), "copies": (real, real[:151] + 0)}[kind]
+    far = real.double() + 1e6, fake.double() + 1e6
+    return {"plain": (real, fake), "far": far, "copies": (real, real[:151])}[kind]
 
 
 @pytest.mark.parametrize("kind", ["plain", "far", "lattice", "copies"])
@@ -501,7 +502,7 @@ def test_high_frequency_is_that_of_luminance():
 # What is refused ----------------------------------------------------------------------------------------------------
 
 X, BAD = torch.randn(9, 5), torch.randn(9, 5)
-BAD[3, 1], BAD[3, 2], BAD[5, 0] = math.nan, 1, -math.inf
+BAD[3, 1], BAD[3, 2], BAD[5, 0] = math.nan, math.inf, -math.inf
 PICTURES = torch.zeros(2, 3, 16, 16)
 P = torch.full((9, 4), 0.25)
 
