@@ -39,9 +39,9 @@ class AutoencoderConfig:
         factors = [2**i for i in range(len(self.mult))]
         for f in self.attend_at:
             if f not in factors:
-                raise ValueError(f"attend_at: {f} is not a downsampling factor of {len(self.mult)} levels ({factors})")
+                raise InputError(f"attend_at: {f} is not a downsampling factor of {len(self.mult)} levels ({factors})")
         if self.bottleneck not in ("kl", "vq"):
-            raise ValueError(f"bottleneck: {self.bottleneck} is not kl or vq")
+            raise InputError(f"bottleneck: {self.bottleneck} is not kl or vq")
 
 
 class Code(NamedTuple):
@@ -257,7 +257,7 @@ class Autoencoder(nn.Module):
         self.scale.fill_(1)
         total = torch.zeros(3, dtype=torch.float64)
         for image in images:
-            z = self.encode(image, sample=True).double().cpu()
+            z = self.encode(image, sample=True).cpu().double()
             total += torch.stack([torch.tensor(float(z.numel()), dtype=torch.float64), z.sum(), (z**2).sum()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             shared = total.to(self.scale.device)

@@ -53,7 +53,9 @@ class LabelsConfig:
 
 
 class Labels(nn.Module):
-    """batch["label"] (B,) -> one learned token (context) or a vector. The class after the last is the null class."""
+    """batch["label"] (B,) -> one learned token (context) or a vector.
+
+    The class after the last is the null class; a negative label is it too, so that rows without a label teach it."""
 
     def __init__(self, config: LabelsConfig):
         super().__init__()
@@ -61,7 +63,8 @@ class Labels(nn.Module):
         self.embedding = nn.Embedding(self.null + 1, config.width)
 
     def forward(self, batch: Batch) -> Condition:
-        token = self.embedding(needed(batch, "label", "Labels"))
+        label = needed(batch, "label", "Labels")
+        token = self.embedding(torch.where(label < 0, self.null, label))
         return Condition(vector=token) if self.config.door == "vector" else Condition(context=token[:, None])
 
     def blank(self, batch: Batch) -> Batch:

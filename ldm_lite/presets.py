@@ -106,6 +106,7 @@ class DiffusionRecipe:
     distance: Literal["l2", "l1"] = "l2"
     snr_cap: float | None = None
     labels: tuple[str, ...] = ()  # names of the classes; none for an unconditional model
+    classes: bool = False  # the labels are the data's: its folders, or the names of its label column
     dropout: float = 0.1  # share of conditions blanked in training, for guidance
     cache: bool = True  # encode every image once, before training
     data: DataConfig = DataConfig()
@@ -125,6 +126,18 @@ class DiffusionRecipe:
         door: Literal["context", "vector"] = "context" if self.model.context else "vector"
         width = self.model.context or self.model.vector
         return LatentDiffusion(stage, UNet(self.model), diffusion, Labels(LabelsConfig(self.labels, width, door)))
+
+    def named(self, images: Any) -> DiffusionRecipe:
+        """The recipe with the labels of a dataset, where `classes` asks for them. InputError when it has none."""
+        if not self.classes or self.labels:
+            return self
+        names = tuple(getattr(images, "label_names", ()))
+        if not names:
+            raise InputError(
+                f"classes: {self.data.path} has none; one folder for each class is needed, or a label column"
+            )
+        vector = self.model.vector or (0 if self.model.context else self.model.width)
+        return replace(self, labels=names, model=replace(self.model, vector=vector))
 
     def _blank_stage(self) -> nn.Module:
         if self.first_stage == "pixels":
@@ -231,8 +244,7 @@ PAPER = {
 
 # On the built-in scenes, at sizes that a laptop trains --------------------------------------------------------------
 
-_SCENES_AE = AutoencoderConfig(channels=4, width=24, mult=(1, 2, 4), blocks=1, mid_attention=False)
-_SCENES_UNET = UNetConfig(channels=4, width=64, mult=(1, 2, 2), blocks=1, attend_at=(2, 4), head_channels=32, vector=64)
+_SCENES_UNET = UNetConfig(channels=3, width=64, mult=(1, 2, 2), blocks=1, attend_at=(2, 4), head_channels=32, vector=64)
 
 
 def _quick(steps: int, batch: int, lr: float, ema: float, **more: Any) -> TrainConfig:
@@ -243,26 +255,26 @@ def _quick(steps: int, batch: int, lr: float, ema: float, **more: Any) -> TrainC
 
 
 SCENES = {
-    "scenes-kl4": AutoencoderRecipe(
-        _SCENES_AE, DataConfig(), _quick(8_000, 8, 2e-3, 0.999, sample_every=2000), loss=LossConfig(kl=1e-3)
-    ),
     "scenes-ldm4": DiffusionRecipe(
-        "scenes-kl4",
+        "scenes-kl-f4",
         _SCENES_UNET,
         predicts="v",
         labels=_scene_labels(),
-        data=DataConfig(count=20_000),
-        train=_quick(10_000, 32, 1e-3, 0.999, sample_every=1000),
+        data=DataConfig(count=60_000),
+        train=_quick(16_000, 32, 1e-3, 0.9995, sample_every=1000),
     ),
     # what Features("scenes") looks at pictures with
     "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
     # what `ldm-lite demo` trains, each for its share of the minutes
     "demo-kl4": AutoencoderRecipe(
-        replace(_SCENES_AE, width=16), DataConfig(), _quick(3_000, 8, 2e-3, 0.997), loss=LossConfig(kl=1e-3)
+        AutoencoderConfig(channels=4, width=16, mult=(1, 2, 4), blocks=1, mid_attention=False),
+        DataConfig(),
+        _quick(3_000, 8, 2e-3, 0.997),
+        loss=LossConfig(kl=1e-3),
     ),
     "demo-ldm4": DiffusionRecipe(
         "demo-kl4",
-        _SCENES_UNET,
+        replace(_SCENES_UNET, channels=4),
         predicts="v",
         labels=_scene_labels(),
         data=DataConfig(count=10_000),

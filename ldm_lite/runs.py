@@ -54,7 +54,7 @@ from .training import (
 )
 
 MEASURED = 1024  # images that the latent scale is measured on
-JUDGED = 256  # images and samples that a denoiser's held-out metrics are means of
+JUDGED = 256  # images and samples that a denoiser's held-out metrics, and a demo's, are means of
 RECONSTRUCTED = 2048  # images that a first stage's are: an FID of few images is too large
 GUIDANCE, STEPS = 2.0, 30  # how samples are judged
 
@@ -101,8 +101,9 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
 def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Path:
     stage = first_stage_of(recipe, out).to(device())
     images = dataset(recipe.data)
+    named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
-    model = recipe.build(stage).to(device())
+    model = named.build(stage).to(device())
     if recipe.cache and not finished(out):
         from .data import cache_latents
 
@@ -112,7 +113,7 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     fit(task, images, recipe.train, out, about(recipe))
     if not finished(out):
         held_out = dataset(recipe.data, "validation")
-        numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), held_out, recipe, out)
+        numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), held_out, named, out)
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 

@@ -106,6 +106,19 @@ def test_a_folder_of_photographs_trains_both_generic_presets_with_no_edit(here):
     assert runs.finished(here / "runs/ldm")
 
 
+def test_a_folder_of_class_folders_trains_a_model_of_these_classes(here):
+    for name in ("cat", "dog", "eel"):
+        photographs(here / "pets" / name, 8)
+        (here / "pets" / name / "holiday").rename(here / "pets" / name / "all")
+    small = ["--data", "pets", "--data.size", "16", "--steps", "2", "--train.batch", "4", "--first_stage", "pixels"]
+    small += ["--model.channels", "3", "--model.width", "8", "--model.head_channels", "8"]
+    assert cli.main(["train", "ldm", *small, "--classes", "True"]) == 0
+    model = LatentDiffusion.load(here / "runs/ldm")
+    assert model.conditioner.names == ("cat", "dog", "eel") and model.denoiser.config.vector == 8
+    assert cli.main(["train", "ldm", *small, "--classes", "True"]) == 0  # finished, and the same run
+    assert cli.main(["sample", "runs/ldm", "--label", "eel", "-n", "2", "--steps", "2", "--size", "16"]) == 0
+
+
 def test_sample_writes_a_grid_of_the_labels_asked_for_and_repeats_itself(here, model):
     line = ["sample", model, "--label", "night snow", "-n", "3", "--steps", "2", "--size", "16", "-o", "a.png"]
     assert cli.main(line) == 0
@@ -237,6 +250,7 @@ def test_settings_are_read_from_a_file_and_then_overridden(here, capsys):
         ("train autoencoder", "--data PATH"),
         ("train ldm --data empty", "train one with: ldm-lite train autoencoder"),
         ("train tiny-kl2 --data mine --data.size 32", "smaller than"),
+        ("train ldm --data mine --first_stage pixels --model.channels 3 --classes True", "classes: mine has none"),
         ("train tiny-kl2 --config nowhere.yaml", "nowhere.yaml: no such file"),
         ("sample nothing", "nothing: no such folder"),
         ("sample empty", "not a model's folder"),

@@ -35,6 +35,12 @@ def test_the_null_embedding_learns_from_blank_batches_alone():
     assert conditioner.embedding.weight.grad.abs().sum(1).gt(0).tolist() == [False, False, False, True]
 
 
+def test_a_negative_label_is_the_null_class():
+    conditioner = Labels(LabelsConfig(NAMES, 5))
+    context = conditioner({"label": torch.tensor([-1, 2, -3])}).context[:, 0]
+    assert torch.equal(context, conditioner.embedding.weight[torch.tensor([3, 2, 3])])
+
+
 def test_unconditional_opens_no_door_and_blanks_nothing():
     batch = {"image": torch.ones(2, 3, 4, 4)}
     assert Unconditional()(batch).open() == {} and Unconditional().blank(batch) is batch

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_lite.autoencoder import Pixels
 from ldm_lite.config import InputError, from_dict, read, write
 from ldm_lite.diffusion import VariancePreserving
 from ldm_lite.latent import assembled, describe
@@ -101,7 +100,9 @@ def test_the_labels_of_the_scenes_are_the_datasets():
 
 
 def test_an_unknown_preset_is_told_the_names():
-    with pytest.raises(InputError, match=r"^ffhq-ldm: no such preset; did you mean ffhq-ldm4\? there are scenes-kl4, "):
+    with pytest.raises(
+        InputError, match=r"^ffhq-ldm: no such preset; did you mean ffhq-ldm4\? there are scenes-ldm4, "
+    ):
         recipe("ffhq-ldm")
 
 
@@ -112,12 +113,12 @@ def test_a_size_that_the_first_stage_or_the_denoiser_cannot_halve_is_refused(siz
         replace(recipe("scenes-ldm4"), data=data).build()
     if size % 4:
         with pytest.raises(InputError, match=f"size: {size} is not divisible by f = 4"):
-            replace(recipe("scenes-kl4"), data=data).build()
+            replace(recipe("scenes-kl-f4"), data=data).build()
 
 
 def test_a_denoiser_for_other_channels_than_the_first_stages_is_refused():
-    with pytest.raises(InputError, match="channels: the first stage has 3, the denoiser 4"):
-        recipe("scenes-ldm4").build(Pixels())
+    with pytest.raises(InputError, match="channels: the first stage has 4, the denoiser 3"):
+        recipe("scenes-ldm4").build(recipe("demo-kl4").build())
 
 
 def test_a_first_stage_that_is_nowhere_is_refused():
