@@ -250,7 +250,10 @@ def test_settings_are_read_from_a_file_and_then_overridden(here, capsys):
         ("train autoencoder", "--data PATH"),
         ("train ldm --data empty", "train one with: ldm-lite train autoencoder"),
         ("train tiny-kl2 --data mine --data.size 32", "smaller than"),
-        ("train ldm --data mine --first_stage pixels --model.channels 3 --classes True", "classes: mine has none"),
+        (
+            "train ldm --data mine --data.size 16 --first_stage pixels --model.channels 3 --classes True",
+            "classes: mine has none",
+        ),
         ("train tiny-kl2 --config nowhere.yaml", "nowhere.yaml: no such file"),
         ("sample nothing", "nothing: no such folder"),
         ("sample empty", "not a model's folder"),
