@@ -215,26 +215,54 @@ FIRST_STAGES = {
     ),
 }
 
+# The published denoisers, with what the checkpoints were trained with (ldm-facts: the released configurations) --------
+
+_FACES = UNetConfig(channels=3, width=224, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), head_channels=32)
+# Of cin256, text2img256 and layout2img256 the configurations say 32 channels a head. They were trained with one head:
+# the code of their time passed the setting over, and the paper's tables 13 and 15 say 1. Both load without a complaint.
+_IMAGENET = UNetConfig(channels=3, width=192, mult=(1, 2, 3, 5), attend_at=(2, 4, 8), heads=1, context=512)
+_TEXT = UNetConfig(channels=4, width=320, mult=(1, 2, 4, 4), attend_at=(1, 2, 4), heads=8, context=1280)
+UNETS: dict[str, UNetConfig] = {
+    "celebahq-ldm4": _FACES,
+    "ffhq-ldm4": _FACES,
+    "lsun-bedrooms-ldm4": _FACES,
+    "lsun-churches-ldm8": UNetConfig(
+        channels=4, width=192, mult=(1, 2, 2, 4, 4), attend_at=(1, 2, 4, 8), heads=8, film=True, resblock_updown=True
+    ),
+    "cin256": UNetConfig(channels=4, width=256, mult=(1, 2, 4), attend_at=(1, 2, 4), heads=1, context=512),
+    "cin256-v2": _IMAGENET,
+    "text2img256": replace(_IMAGENET, context=640),
+    "txt2img-1p4b": _TEXT,
+    "sd-v1": replace(_TEXT, context=768),
+    "layout2img256": UNetConfig(
+        channels=3, width=128, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), heads=1, context=512, depth=3
+    ),
+    # its configuration asks for attention at 8, 16 and 32, which its levels (1, 2, 4) never reach: the middle has it
+    "semantic256": UNetConfig(channels=3, concat=3, width=128, mult=(1, 4, 8), heads=8),
+    # and this one's at 8 and 16: the deepest level is 8
+    "bsr-sr": UNetConfig(channels=3, concat=3, width=160, mult=(1, 2, 2, 4), attend_at=(8,), head_channels=32),
+    "inpainting": UNetConfig(
+        channels=3, concat=4, width=256, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), heads=8, resblock_updown=True
+    ),
+    # retrieval-augmented; the number of heads is its configuration's, of the code of the time nothing is known
+    "rdm768": UNetConfig(channels=16, width=448, mult=(1, 2, 3, 4), attend_at=(1, 2, 4), head_channels=32, context=768),
+}
+
 # The paper's unconditional models (its table 12) --------------------------------------------------------------------
 
-_LDM4 = UNetConfig(channels=3, width=224, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), head_channels=32)
-_LDM8 = UNetConfig(
-    channels=4, width=192, mult=(1, 2, 2, 4, 4), attend_at=(1, 2, 4, 8), heads=8, film=True, resblock_updown=True
-)
 
-
-def _unconditional(batch: int, lr: float, steps: int) -> DiffusionRecipe:
+def _unconditional(name: str, batch: int, lr: float, steps: int) -> DiffusionRecipe:
     train = TrainConfig(steps=steps, batch=batch, lr=lr, warmup=0)
-    return DiffusionRecipe("vq-f4", _LDM4, data=DataConfig("photographs", 256), train=train)
+    return DiffusionRecipe("vq-f4", UNETS[name], data=DataConfig("photographs", 256), train=train)
 
 
 PAPER = {
-    "celebahq-ldm4": _unconditional(48, 9.6e-5, 410_000),
-    "ffhq-ldm4": _unconditional(42, 8.4e-5, 635_000),
-    "lsun-bedrooms-ldm4": _unconditional(48, 9.6e-5, 1_900_000),
+    "celebahq-ldm4": _unconditional("celebahq-ldm4", 48, 9.6e-5, 410_000),
+    "ffhq-ldm4": _unconditional("ffhq-ldm4", 42, 8.4e-5, 635_000),
+    "lsun-bedrooms-ldm4": _unconditional("lsun-bedrooms-ldm4", 48, 9.6e-5, 1_900_000),
     "lsun-churches-ldm8": DiffusionRecipe(
         "kl-f8",
-        _LDM8,
+        UNETS["lsun-churches-ldm8"],
         VariancePreserving(end=0.0155),
         distance="l1",
         data=DataConfig("photographs", 256, flip=True),

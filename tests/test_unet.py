@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm_lite.condition import Condition
 from ldm_lite.layers import ResBlock, SelfAttention, norm
+from ldm_lite.presets import UNETS
 from ldm_lite.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(channels=2, width=8, mult=(1, 2, 3), blocks=1, attend_at=(2, 4), head_channels=8)
@@ -33,42 +34,38 @@ def condition(config: UNetConfig, rows: int, size: tuple[int, int]) -> Condition
 
 # Authorities --------------------------------------------------------------------------------------------------------
 
-PAPER = UNetConfig(channels=3, width=224, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), head_channels=32)
-CHURCHES = UNetConfig(
-    channels=4, width=192, mult=(1, 2, 2, 4, 4), attend_at=(1, 2, 4, 8), heads=8, film=True, resblock_updown=True
-)
-IMAGENET8 = UNetConfig(channels=4, width=256, mult=(1, 2, 4), attend_at=(1, 2, 4), heads=1, context=512)
-IMAGENET4 = UNetConfig(channels=3, width=192, mult=(1, 2, 3, 5), attend_at=(2, 4, 8), heads=1, context=512)
-STABLE = UNetConfig(channels=4, width=320, mult=(1, 2, 4, 4), attend_at=(1, 2, 4), heads=8, context=768)
-LAYOUT = UNetConfig(channels=3, width=128, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), heads=1, context=512, depth=3)
-SEMANTIC = UNetConfig(channels=3, concat=3, width=128, mult=(1, 4, 8), heads=8)
-UPSCALER = UNetConfig(channels=3, concat=3, width=160, mult=(1, 2, 2, 4), attend_at=(8,), head_channels=32)
-INPAINTING = UNetConfig(
-    channels=3, concat=4, width=256, mult=(1, 2, 3, 4), attend_at=(2, 4, 8), heads=8, resblock_updown=True
-)
-RETRIEVAL = UNetConfig(channels=16, width=448, mult=(1, 2, 3, 4), attend_at=(1, 2, 4), head_channels=32, context=768)
+# The totals of the tensors in the published checkpoints
 PUBLISHED = {
-    "celebahq, ffhq, bedrooms": (PAPER, 274_056_163),
-    "churches": (CHURCHES, 294_966_916),
-    "imagenet f8": (IMAGENET8, 394_984_196),
-    "imagenet f4": (IMAGENET4, 400_920_579),
-    "text f4": (replace(IMAGENET4, context=640), 403_623_939),
-    "text 1.4B": (replace(STABLE, context=1280), 872_300_484),
-    "stable diffusion 1": (STABLE, 859_520_964),
-    "layout": (LAYOUT, 246_277_379),
-    "semantic": (SEMANTIC, 215_229_315),
-    "super-resolution": (UPSCALER, 113_622_563),
-    "inpainting": (INPAINTING, 387_245_827),
-    "retrieval": (RETRIEVAL, 1_335_480_400),
+    "celebahq-ldm4": 274_056_163,
+    "ffhq-ldm4": 274_056_163,
+    "lsun-bedrooms-ldm4": 274_056_163,
+    "lsun-churches-ldm8": 294_966_916,
+    "cin256": 394_984_196,
+    "cin256-v2": 400_920_579,
+    "text2img256": 403_623_939,
+    "txt2img-1p4b": 872_300_484,
+    "sd-v1": 859_520_964,
+    "layout2img256": 246_277_379,
+    "semantic256": 215_229_315,
+    "bsr-sr": 113_622_563,
+    "inpainting": 387_245_827,
+    "rdm768": 1_335_480_400,
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", UNETS)
 def test_the_published_models_have_as_many_parameters_as_their_checkpoints(name):
-    config, parameters = PUBLISHED[name]
     with torch.device("meta"):
-        unet = UNet(config)
-    assert sum(p.numel() for p in unet.parameters()) == parameters
+        unet = UNet(UNETS[name])
+    assert sum(p.numel() for p in unet.parameters()) == PUBLISHED[name]
+
+
+def test_the_published_models_have_the_heads_that_they_were_trained_with():
+    """At each level that attends, the middle last. No shape in a checkpoint tells: a wrong number loads."""
+    heads = {name: [c.split(c.width * m)[0] for m in c.mult] for name, c in UNETS.items()}
+    assert heads["celebahq-ldm4"][1:] == [14, 21, 28] and heads["bsr-sr"][-1] == 20
+    assert all(set(heads[name]) == {1} for name in ("cin256", "cin256-v2", "text2img256", "layout2img256"))
+    assert all(set(heads[name]) == {8} for name in ("txt2img-1p4b", "sd-v1", "lsun-churches-ldm8", "inpainting"))
 
 
 def translated(unet: UNet) -> dict[str, Tensor]:
