@@ -48,9 +48,9 @@ class UNetConfig:
         factors = [2**i for i in range(len(self.mult))]
         for f in self.attend_at:
             if f not in factors:
-                raise ValueError(f"attend_at: {f} is not a downsampling factor of {len(self.mult)} levels ({factors})")
+                raise InputError(f"attend_at: {f} is not a downsampling factor of {len(self.mult)} levels ({factors})")
         if (self.heads is None) == (self.head_channels is None):
-            raise ValueError("heads, head_channels: give exactly one of them")
+            raise InputError("heads, head_channels: give exactly one of them")
         for m in self.mult:
             self.split(self.width * m)
 
@@ -63,7 +63,7 @@ class UNetConfig:
         """(heads, head_channels) at a level of this width."""
         heads = self.heads or max(1, width // (self.head_channels or width))
         if width % heads:
-            raise ValueError(f"heads, head_channels: {width} channels cannot be split into {heads} heads")
+            raise InputError(f"heads, head_channels: {width} channels cannot be split into {heads} heads")
         return heads, width // heads
 
 
@@ -82,7 +82,9 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """ValueError names the door that the condition opens or leaves shut against the config."""
+    """(z, clock, cond) -> output of z's shape. It compiles as one graph (`unet.compile(fullgraph=True)`).
+
+    InputError names the door that the condition opens or leaves shut against the config, and a z that does not fit."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -149,10 +151,20 @@ class UNet(nn.Module):
 
     def check(self, z: Tensor, cond: Condition) -> None:
         c, opened = self.config, cond.open()
-        for door, axis in (("context", 2), ("concat", 1), ("vector", 1)):
+        for door, axis, shape in (
+            ("context", 2, "(B, L, {})"),
+            ("concat", 1, "(B, {}, h, w)"),
+            ("vector", 1, "(B, {})"),
+        ):
             wanted = getattr(c, door)
             given = opened[door].shape[axis] if door in opened else 0
             if wanted != given:
-                raise ValueError(f"{door}: the UNet was built for width {wanted}, the condition has {given}")
+                fix = f"{shape.format(wanted)} is needed" if wanted else "leave it out"
+                raise InputError(f"{door}: the UNet was built for width {wanted}, the condition has {given}; {fix}")
+        if z.ndim != 4 or z.shape[1] != c.channels:
+            raise InputError(f"z: a latent of (B, {c.channels}, h, w) is needed, not {tuple(z.shape)}")
         if z.shape[2] % c.factor or z.shape[3] % c.factor:
-            raise ValueError(f"a latent of {z.shape[2]} x {z.shape[3]} is not divisible by {c.factor}")
+            size = f"{z.shape[2]} x {z.shape[3]}"
+            raise InputError(f"z: a latent of {size} is not divisible by {c.factor}; crop or pad it")
+        if cond.concat is not None and cond.concat.shape[2:] != z.shape[2:]:
+            raise InputError(f"concat: maps of {tuple(cond.concat.shape[2:])} do not fit z's {tuple(z.shape[2:])}")

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_lite.condition import Condition
+from ldm_lite.config import InputError
 from ldm_lite.layers import ResBlock, SelfAttention, norm
 from ldm_lite.presets import UNETS
 from ldm_lite.unet import UNet, UNetConfig
@@ -205,6 +206,51 @@ def test_a_row_of_the_batch_depends_on_itself_alone():
     torch.testing.assert_close(unet(z, clock, cond)[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
+ONE_GRAPH = {
+    "told": replace(TOLD, mult=(1, 2), attend_at=(2,)),
+    "unconditional": UNetConfig(channels=2, width=8, mult=(1, 2), blocks=1, heads=2, film=True, resblock_updown=True),
+    "recomputing": UNetConfig(channels=2, width=8, mult=(1,), blocks=1, heads=2, checkpoint=True),
+}
+
+
+@pytest.mark.parametrize("name", ONE_GRAPH)
+def test_the_unet_compiles_as_one_graph_with_the_same_output_and_gradients(name):
+    """fullgraph refuses every graph break; the backend runs the graph as it is, which takes no compiler."""
+    config = ONE_GRAPH[name]
+    unet = shaken(UNet(config))
+    z, clock, cond = torch.randn(2, 2, 4, 6), torch.tensor([3.0, 70.0]), condition(config, 2, (4, 6))
+    results = []
+    for forward in (unet, torch.compile(unet, fullgraph=True, backend="eager")):
+        unet.zero_grad()
+        out = forward(z, clock, cond)
+        out.square().sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in unet.parameters())])
+    torch.testing.assert_close(*results)
+
+
+def test_a_network_and_a_latent_with_the_channels_last_in_memory_give_the_same():
+    unet = shaken(UNet(TOLD)).eval()
+    z, clock, cond = torch.randn(2, 2, 4, 8), torch.tensor([3.0, 70.0]), condition(TOLD, 2, (4, 8))
+    expected, last = unet(z, clock, cond), torch.channels_last
+    out = unet.to(memory_format=last)(z.to(memory_format=last), clock, cond)
+    assert out.is_contiguous(memory_format=last)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_activations_are_kept_unless_it_is_asked_to_recompute_them(monkeypatch):
+    calls = []
+    monkeypatch.setattr("ldm_lite.unet.checkpoint", lambda block, *a, **k: calls.append(block) or block(*a))
+    z, clock = torch.randn(1, 2, 4, 8), torch.zeros(1)
+    UNet(SMALL)(z, clock, Condition())
+    assert not calls
+    saving = UNet(replace(SMALL, checkpoint=True))
+    saving(z, clock, Condition())
+    assert len(calls) == len(saving.down) + len(saving.mid) + len(saving.up)
+    calls.clear()
+    saving.eval()(z, clock, Condition())
+    assert not calls
+
+
 @pytest.mark.parametrize("config", [SMALL, TOLD, replace(SMALL, resblock_updown=True)])
 def test_recomputing_activations_changes_no_gradient(config):
     plain = shaken(UNet(config))
@@ -265,20 +311,32 @@ def test_a_config_that_cannot_be_built_is_refused(settings, match):
         replace(SMALL, **settings)
 
 
-@pytest.mark.parametrize("door", ["context", "concat", "vector"])
-def test_a_door_left_shut_or_of_the_wrong_width_is_named(door):
+@pytest.mark.parametrize(("door", "shape"), [("context", "B, L, 5"), ("concat", "B, 3, h, w"), ("vector", "B, 7")])
+def test_a_door_left_shut_or_of_the_wrong_width_is_named(door, shape):
     unet, z, clock = UNet(TOLD), torch.randn(2, 2, 4, 8), torch.zeros(2)
     cond, width = condition(TOLD, 2, (4, 8)), getattr(TOLD, door)
-    with pytest.raises(ValueError, match=f"^{door}: the UNet was built for width {width}, the condition has 0"):
+    said = rf"^{door}: the UNet was built for width {width}, the condition has {{}}; \({shape}\) is needed$"
+    with pytest.raises(InputError, match=said.format(0)):
         unet(z, clock, replace(cond, **{door: None}))
     doubled = torch.cat([getattr(cond, door)] * 2, 2 if door == "context" else 1)
-    with pytest.raises(ValueError, match=f"^{door}: .* has {2 * width}"):
+    with pytest.raises(InputError, match=said.format(2 * width)):
         unet(z, clock, replace(cond, **{door: doubled}))
-    with pytest.raises(ValueError, match=f"^{door}: the UNet was built for width 0, the condition has {width}"):
+    with pytest.raises(InputError, match=f"^{door}: .* built for width 0, the condition has {width}; leave it out$"):
         UNet(SMALL)(z, clock, Condition(**{door: getattr(cond, door)}))
 
 
 @pytest.mark.parametrize("size", [(6, 8), (8, 6), (2, 4)])
 def test_a_latent_that_cannot_be_halved_often_enough_is_refused(size):
-    with pytest.raises(ValueError, match=f"a latent of {size[0]} x {size[1]} is not divisible by 4"):
+    with pytest.raises(InputError, match=f"^z: a latent of {size[0]} x {size[1]} is not divisible by 4; crop or pad"):
         UNet(SMALL)(torch.randn(1, 2, *size), torch.zeros(1), Condition())
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 8), (2, 4, 8)])
+def test_a_latent_of_other_channels_is_refused(shape):
+    with pytest.raises(InputError, match=r"^z: a latent of \(B, 2, h, w\) is needed, not "):
+        UNet(SMALL)(torch.randn(shape), torch.zeros(1), Condition())
+
+
+def test_maps_of_another_size_than_the_latents_are_refused():
+    with pytest.raises(InputError, match=r"^concat: maps of \(8, 4\) do not fit z's \(4, 8\)$"):
+        UNet(TOLD)(torch.randn(1, 2, 4, 8), torch.zeros(1), condition(TOLD, 1, (8, 4)))
