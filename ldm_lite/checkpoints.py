@@ -1,4 +1,4 @@
-"""Original weights in our names, and back: first stages from CompVis's .ckpt files and from diffusers' folders.
+"""Original weights in our names, and back: whole models and their parts, CompVis's .ckpt files and diffusers' folders.
 
 A table of renames leads from our names to theirs. It is applied to the names of a model, so one table reads and writes;
 loading is strict. Objects in a pickle are passed over: no code of theirs is imported or run."""
@@ -10,16 +10,22 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .config import InputError, read, whole, write
+from .conditioners import Labels, LabelsConfig, Unconditional
+from .config import InputError, read, suggest, whole, write
+from .diffusion import Diffusion, Prediction, VariancePreserving
+from .latent import LatentDiffusion
+from .unet import UNet, UNetConfig
 
+Part = Literal["model", "first_stage", "denoiser"]
 GROUPS = 32  # of every GroupNorm in the original; the number is in no tensor's shape
 Renames = list[tuple[str, str | tuple[str, ...] | Callable[[re.Match[str]], str]]]
 
@@ -60,31 +66,123 @@ def _first_stage_diffusers(c: AutoencoderConfig) -> Renames:
     ]
 
 
+def _unet_compvis(c: UNetConfig) -> Renames:
+    def end_of(block: str) -> int:
+        """The place of the change of size in an output block: after the attention, if its level has it."""
+        return 2 if 2 ** (len(c.mult) - 1 - int(block) // (c.blocks + 1)) in c.attend_at else 1
+
+    return [
+        (r"^time\.", "time_embed."),
+        (r"^vector\.", "label_emb.0."),
+        (r"^stem\.", "input_blocks.0.0."),
+        (r"^norm_out\.", "out.0."),
+        (r"^conv_out\.", "out.2."),
+        (r"^mid\.0\.res\.", "middle_block.0."),
+        (r"^mid\.0\.attend\.", "middle_block.1."),
+        (r"^mid\.1\.res\.", "middle_block.2."),
+        (r"^down\.(\d+)\.", lambda m: f"input_blocks.{int(m[1]) + 1}."),  # the stem is theirs 0
+        (r"^up\.(\d+)\.resample\.", lambda m: f"output_blocks.{m[1]}.{end_of(m[1])}."),
+        (r"^up\.", "output_blocks."),
+        (r"^(\w+_blocks\.\d+)\.res\.", r"\1.0."),
+        (r"^(\w+_blocks\.\d+)\.attend\.", r"\1.1."),
+        (r"^(input_blocks\.\d+)\.conv\.", r"\1.0.op."),
+        (r"^(input_blocks\.\d+)\.(?=\D)", r"\1.0."),  # a residual block that halves the size
+        (r"^(\w+_blocks?(?:\.\d+)+)\.norm1\.", r"\1.in_layers.0."),
+        (r"^(\w+_blocks?(?:\.\d+)+)\.conv1\.", r"\1.in_layers.2."),
+        (r"^(\w+_blocks?(?:\.\d+)+)\.emb\.", r"\1.emb_layers.1."),
+        (r"^(\w+_blocks?(?:\.\d+)+)\.norm2\.", r"\1.out_layers.0."),
+        (r"^(\w+_blocks?(?:\.\d+)+)\.conv2\.", r"\1.out_layers.3."),
+        (r"\.skip\.", ".skip_connection."),
+        *TRANSFORMER,
+    ]
+
+
+def _unet_diffusers(c: UNetConfig) -> Renames:
+    def at(kind: str) -> Callable[[re.Match[str]], str]:
+        def placed(m: re.Match[str]) -> str:
+            level, i = divmod(int(m[2]), c.blocks + 1)
+            return f"{m[1]}_blocks.{level}.{kind}.{0 if kind.endswith('samplers') else i}."
+
+        return placed
+
+    attention: Renames = [
+        (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
+        (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+        (r"\.qkv\.", (".to_q.", ".to_k.", ".to_v.")),
+    ]
+    return [
+        (r"^(time|vector)\.0\.", r"\1_embedding.linear_1."),
+        (r"^(time|vector)\.2\.", r"\1_embedding.linear_2."),
+        (r"^vector_", "class_"),
+        (r"^stem\.", "conv_in."),
+        (r"^norm_out\.", "conv_norm_out."),
+        (r"^mid\.0\.attend\.", "mid_block.attentions.0."),
+        (r"^mid\.(\d)\.res\.", r"mid_block.resnets.\1."),
+        (r"^(down|up)\.(\d+)\.res\.", at("resnets")),
+        (r"^(down|up)\.(\d+)\.attend\.", at("attentions")),
+        (r"^(up)\.(\d+)\.resample\.", at("upsamplers")),
+        (r"^(down)\.(\d+)\.", at("downsamplers")),  # what is left: the change of size that ends a level
+        (r"\.emb\.", ".time_emb_proj."),
+        (r"\.skip\.", ".conv_shortcut."),
+        *(TRANSFORMER if c.context else attention),
+    ]
+
+
+TRANSFORMER: Renames = [
+    (r"\.blocks\.", ".transformer_blocks."),
+    (r"\.to_out\.", ".to_out.0."),
+    (r"\.ff\.proj\.", ".ff.net.0.proj."),
+    (r"\.ff\.out\.", ".ff.net.2."),
+]
 # For each kind of model and each layout: renames, applied in order. Several new names share the tensor equally.
 RULES: dict[type, dict[str, Callable[[Any], Renames]]] = {
     Autoencoder: {"compvis": _first_stage_compvis, "diffusers": _first_stage_diffusers},
+    UNet: {"compvis": _unet_compvis, "diffusers": _unet_diffusers},
 }
 # The names in older files of diffusers
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def translated(model: nn.Module, layout: str) -> dict[str, Tensor]:
-    """The model's tensors under the names of layout "compvis" or "diffusers"; they share memory with the model's.
+def renamed(model: nn.Module, layout: str) -> dict[str, list[str]]:
+    """For each of the model's tensors the names that it has in a layout, "compvis" or "diffusers"; not for the scale.
 
-    The latent scale is not among them. InputError for a kind of model that has no rules."""
+    InputError for a kind of model that has no rules."""
     if type(model) not in RULES:
         kinds = ", ".join(kind.__name__ for kind in RULES)
-        raise InputError(f"{type(model).__name__}: has no names in the layout of {layout}; {kinds} has")
-    rules = RULES[type(model)][layout](model.config)
-    result: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if name == "scale":
-            continue
+        raise InputError(f"{type(model).__name__}: has no names in the layout of {layout}; {kinds} have")
+    rules, result = RULES[type(model)][layout](model.config), {}
+    for name in model.state_dict():
         names = [name]
         for pattern, new in rules:
             if re.search(pattern, names[0]):
                 names = [re.sub(pattern, to, n) for n in names for to in (new if isinstance(new, tuple) else (new,))]
-        result |= zip(names, value.chunk(len(names)))
+        result[name] = names
+    result.pop("scale", None)
+    return result
+
+
+def _heads(model: nn.Module, name: str) -> int:
+    """Of the attention whose queries, keys and values the tensor holds, head by head."""
+    return model.get_submodule(name.rpartition(".qkv.")[0]).heads
+
+
+def translated(model: nn.Module, layout: str) -> dict[str, Tensor]:
+    """The model's tensors under the names and in the shapes of layout "compvis" or "diffusers".
+
+    The latent scale is not among them. InputError for a kind of model that has no rules."""
+    result: dict[str, Tensor] = {}
+    state, tokens = model.state_dict(), isinstance(model, UNet) and not model.config.context
+    for name, names in renamed(model, layout).items():
+        value = state[name]
+        parts = [value]
+        if len(names) > 1:
+            parts = rearrange(value, "(heads n d) ... -> n (heads d) ...", heads=_heads(model, name), n=len(names))
+        for new, part in zip(names, parts, strict=True):
+            if layout == "diffusers" and re.search(r"\.to_(q|k|v|out\.0)\.weight$", new):
+                part = part.flatten(1)  # a linear layer for our 1x1 convolution
+            elif layout == "compvis" and tokens and re.search(r"\.(qkv|proj_out)\.weight$", new):
+                part = part.flatten(2)  # a convolution over tokens
+            result[new] = part
     return result
 
 
@@ -101,7 +199,12 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], layout: str, where: str 
     for name, value in wanted.items():
         if state[name].squeeze().shape != value.squeeze().shape:
             raise InputError(f"{where}: {name} is {tuple(state[name].shape)}; {tuple(value.shape)} is needed")
-        value.copy_(state[name].reshape(value.shape))
+    own = model.state_dict()
+    for name, names in renamed(model, layout).items():
+        value = torch.stack([state[n] for n in names])
+        if len(names) > 1:
+            value = rearrange(value, "n (heads d) ... -> (heads n d) ...", heads=_heads(model, name))
+        own[name].copy_(value.reshape(own[name].shape))
 
 
 # Files --------------------------------------------------------------------------------------------------------------
@@ -168,37 +271,79 @@ def _scaled(model: Autoencoder, scale: float) -> Autoencoder:
 
 # CompVis ------------------------------------------------------------------------------------------------------------
 
+FIRST_STAGE, DENOISER, CONDITIONER = "first_stage_model.", "model.diffusion_model.", "cond_stage_model."
+AVERAGED = "model_ema.diffusion_model"  # and the name without its dots
 
-def load_compvis(path: str | Path, config: AutoencoderConfig | None = None, scale: float | None = None) -> Autoencoder:
-    """A first stage in the original's names: a file of its own, or the one inside a whole latent diffusion model.
 
-    config: what it must be (that of a preset is `recipe(name).model`); left out, the names and shapes tell. scale: of
-    the latents; left out, the `scale_factor` in a whole model, else 1 (a constant in the original's YAML, such as
-    0.18215, is not in the file). Discriminator, LPIPS and model_ema are passed over. In eval mode, float32.
-    InputError for what `tensors` refuses and for anything but the whole of one first stage, of the one asked for."""
+def load_compvis(
+    path: str | Path,
+    expect: str | AutoencoderConfig | UNetConfig | None = None,
+    part: Part | None = None,
+    scale: float | None = None,
+    labels: Sequence[str] | None = None,
+    schedule: VariancePreserving | None = None,
+    predicts: Prediction = "eps",
+    ema: bool = True,
+) -> Autoencoder | UNet | LatentDiffusion:
+    """What is in a file in the original's names: a whole model, a first stage, or a denoiser.
+
+    expect: which published model it must be, by its preset's name ("kl-f8", "cin256-v2"), or a configuration. A first
+    stage's names and shapes tell all of it. A denoiser's do not tell its number of heads: any that divides the width
+    loads, strictly, and all but the right one compute something else. So a denoiser must be named. Some configurations
+    that were published say 32 channels a head, and the weights were trained with one head: presets.UNETS has what they
+    were trained with. Weights trained with the later code have the heads of their configuration: give a UNetConfig.
+    part: "first_stage" or "denoiser" of a whole model, alone; left out, all that the file has, or the first stage if
+    `expect` is one.
+    scale: of the latents; left out, the file's `scale_factor`, else 1 for a VQ model and for a first stage alone. A
+    whole KL model must have one (a constant in the original's YAML, such as 0.18215, is not in the file).
+    labels: the names of a class-conditional model's classes; left out, numbers for ImageNet's 1000. A table of as many
+    rows as classes (cin256) gets a null class of zeros, which nothing was trained with: no guidance then.
+    schedule, predicts: left out, from the file's betas, and eps as all of the paper's.
+    ema: the averaged weights of the denoiser where the file has them, otherwise the last ones.
+    Discriminator and LPIPS are passed over. In eval mode, float32. InputError for what `tensors` refuses, for anything
+    but the whole of what is asked for, and for a conditioner that does not exist here."""
     state = tensors(path)
-    measured = state.pop("scale_factor", None)
-    if any(name.startswith("first_stage_model.") for name in state):
-        inside = [name for name in state if name.startswith("first_stage_model.")]
-        state = {name.removeprefix("first_stage_model."): state[name] for name in inside}
-    state = {name: value for name, value in state.items() if not name.startswith(("loss.", "model_ema."))}
-    found = _inferred(state, path)
-    if config is not None:
-        _compare(found, config, path)
-    model = Autoencoder(found)
-    _check_original_groups(model, path)
-    fill(model, state, "compvis", path)
-    return _scaled(model, float(1 if measured is None else measured) if scale is None else scale)
+    stage_config, unet_config, distance = _expected(expect)
+    if part is None and stage_config is not None:
+        part = "first_stage"
+    elif part is None:
+        inside = any(name.startswith(FIRST_STAGE) for name in state)
+        unet = any(name.startswith((DENOISER, "input_blocks.")) for name in state)
+        part = "model" if inside and unet else "denoiser" if unet else "first_stage"
+    if part == "denoiser":
+        return _compvis_denoiser(state, unet_config, ema, path).eval()
+    stage = _compvis_first_stage(state, stage_config, path)
+    vq, measured = stage.config.bottleneck == "vq", state.get("scale_factor")
+    if scale is None:
+        if part == "model" and measured is None and not vq:
+            raise InputError(f"{path}: scale_factor is missing; give scale, the scale_factor of the model's YAML")
+        scale = 1.0 if measured is None else float(measured)
+    _scaled(stage, scale)
+    if part == "first_stage":
+        return stage
+    denoiser = _compvis_denoiser(state, unet_config, ema, path)
+    if schedule is None:
+        schedule = _compvis_schedule(state, path)
+    conditioner = _compvis_conditioner(state, denoiser.config, labels, path)
+    return LatentDiffusion(stage, denoiser, Diffusion(schedule, predicts, distance), conditioner).eval()
 
 
-def save_compvis(model: Autoencoder, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a first stage as the original does, whole or not at all: .safetensors, or torch.save under `state_dict`.
+def save_compvis(
+    model: Autoencoder | UNet | LatentDiffusion, path: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Writes a model as the original does, whole or not at all: .safetensors, or torch.save under `state_dict`.
 
-    The scale has no place in such a file. InputError for a model below 128 channels, which the original cannot be."""
+    dtype: of the weights. Such a file has no place for the scale of a first stage alone, for names of classes, the
+    number of heads and what is predicted: give them to `load_compvis`. InputError for what the original cannot be: a
+    model below 128 channels, a rectified flow, a condition other than labels as context."""
     from safetensors.torch import save_file
 
-    state = _outgoing(translated(model, "compvis"), dtype)
-    _check_original_groups(model, path)
+    if isinstance(model, LatentDiffusion):
+        state = _compvis_whole(model, dtype, path)
+    else:
+        prefix = DENOISER if isinstance(model, UNet) else ""
+        state = {prefix + name: value for name, value in _outgoing(translated(model, "compvis"), dtype).items()}
+        _check_original_groups(model, path)
     with whole(path) as temporary:
         if Path(path).suffix == ".safetensors":
             save_file(state, temporary)
@@ -206,30 +351,210 @@ def save_compvis(model: Autoencoder, path: str | Path, dtype: torch.dtype | None
             torch.save({"state_dict": state}, temporary)
 
 
+def _expected(expect: Any) -> tuple[AutoencoderConfig | None, UNetConfig | None, Literal["l2", "l1"]]:
+    from .presets import FIRST_STAGES, PAPER, UNETS
+
+    if isinstance(expect, str):
+        if expect in FIRST_STAGES:
+            return FIRST_STAGES[expect].model, None, "l2"
+        if expect not in UNETS:
+            raise suggest(expect, [*FIRST_STAGES, *UNETS], "published model")
+        return None, UNETS[expect], PAPER[expect].distance if expect in PAPER else "l2"
+    stage = expect if isinstance(expect, AutoencoderConfig) else None
+    return stage, expect if isinstance(expect, UNetConfig) else None, "l2"
+
+
+def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _compvis_first_stage(
+    state: Mapping[str, Tensor], asked: AutoencoderConfig | None, where: str | Path
+) -> Autoencoder:
+    inside = _within(state, FIRST_STAGE) or {k: v for k, v in state.items() if k != "scale_factor"}
+    inside = {name: value for name, value in inside.items() if not name.startswith(("loss.", "model_ema."))}
+    found = _inferred(inside, where)
+    if asked is not None:
+        free = () if found.bottleneck == "vq" else ("codes",)
+        _compare(found, asked, free, "first stage", where)
+    model = Autoencoder(found)
+    _check_original_groups(model, where)
+    fill(model, inside, "compvis", where)
+    return model
+
+
+UNSHAPED = ("heads", "head_channels", "dropout", "checkpoint")  # what no tensor's shape tells of a UNet
+
+
+def _compvis_denoiser(state: Mapping[str, Tensor], asked: UNetConfig | None, ema: bool, where: str | Path) -> UNet:
+    from .presets import UNETS
+
+    inside = _within(state, DENOISER) or state
+    found = _inferred_unet(inside, where)
+    if asked is None:
+        alike = [n for n, c in UNETS.items() if not _differing(found, c, UNSHAPED)]
+        hint = f" (its shapes are those of {', '.join(alike)})" if alike else ""
+        why = "the number of heads is in no shape, and a wrong one loads and computes something else"
+        raise InputError(f"{where}: {why}; say in expect which published model it is{hint}, or give a UNetConfig")
+    _compare(found, asked, UNSHAPED, "denoiser", where)
+    model = UNet(asked)
+    _check_original_groups(model, where)
+    averaged = _within(state, AVERAGED)
+    if ema and averaged:
+        names = {name.replace(".", ""): name for name in translated(model, "compvis")}
+        inside = {names.get(flat, AVERAGED + flat): value for flat, value in averaged.items()}
+    fill(model, inside, "compvis", where)
+    return model
+
+
+def _compvis_conditioner(
+    state: Mapping[str, Tensor], unet: UNetConfig, labels: Sequence[str] | None, where: str | Path
+) -> nn.Module:
+    told = _within(state, CONDITIONER)
+    if not told and not unet.context and not unet.concat and not unet.vector:
+        return Unconditional()
+    if list(told) != ["embedding.weight"] or not unet.context or unet.concat or unet.vector:
+        door = next((d for d in ("context", "concat", "vector") if getattr(unet, d)), "condition")
+        what = f"{CONDITIONER}{next(iter(told))}" if told else f"a {door} from outside"
+        alone = 'part="denoiser" and part="first_stage" load those parts alone'
+        raise InputError(f"{where}: {what}: there is no conditioner for it here; {alone}")
+    table = told["embedding.weight"]
+    if labels is None:
+        if len(table) not in (1000, 1001):
+            raise InputError(f"{where}: labels: the embedding has {len(table)} rows; give the names of its classes")
+        labels = [str(i) for i in range(1000)]
+    if len(table) - len(labels) not in (0, 1):
+        raise InputError(f"{where}: labels: {len(labels)} names, and the embedding has {len(table)} rows")
+    conditioner = Labels(LabelsConfig(tuple(labels), unet.context))
+    if table.shape[1] != unet.context:
+        raise InputError(f"{where}: {CONDITIONER}embedding.weight is {table.shape[1]} wide, the context {unet.context}")
+    with torch.no_grad():
+        conditioner.embedding.weight.zero_()
+        conditioner.embedding.weight[: len(table)] = table
+    return conditioner
+
+
+def _compvis_schedule(state: Mapping[str, Tensor], where: str | Path) -> VariancePreserving:
+    """The schedule that has the file's betas, exactly: its ends are theirs, to the digits that float32 holds."""
+    if "betas" not in state:
+        raise InputError(f"{where}: betas is missing; give schedule")
+    betas = state["betas"].double()
+    start, end = (float(f"{float(betas[i]):.6g}") for i in (0, -1))
+    tries: list[dict[str, Any]] = [
+        {"kind": "scaled_linear", "start": start, "end": end},
+        {"kind": "linear", "start": start, "end": end},
+        {"kind": "cosine"},
+    ]
+    for settings in tries:
+        try:
+            schedule = VariancePreserving(**settings, steps=len(betas))
+        except ValueError:
+            continue
+        if torch.allclose(_buffers(schedule)["betas"], betas, rtol=1e-6, atol=0):
+            return schedule
+    raise InputError(f"{where}: betas from {start} to {end} are none of our schedules; give schedule")
+
+
+def _buffers(schedule: VariancePreserving) -> dict[str, Tensor]:
+    """The tables that the original keeps in its checkpoints, float64 (Ho et al. 2020, eqs. 4 to 7)."""
+    times = torch.arange(schedule.steps + 1, dtype=torch.float64) / schedule.steps
+    log = schedule.log_alpha_bar(times)
+    bar, before, betas = log[1:].exp(), log[:-1].exp(), -torch.expm1(log.diff())
+    noise, noise_before = -torch.expm1(log[1:]), -torch.expm1(log[:-1])
+    variance = betas * noise_before / noise
+    return {
+        "betas": betas,
+        "alphas_cumprod": bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": bar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": noise.sqrt(),
+        "log_one_minus_alphas_cumprod": noise.log(),
+        "sqrt_recip_alphas_cumprod": bar.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (noise / bar).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / noise,
+        "posterior_mean_coef2": noise_before * (1 - betas).sqrt() / noise,
+    }
+
+
+def _compvis_whole(model: LatentDiffusion, dtype: torch.dtype | None, where: str | Path) -> dict[str, Tensor]:
+    schedule, told = model.diffusion.schedule, model.conditioner
+    if not isinstance(schedule, VariancePreserving):
+        raise InputError(f"{type(schedule).__name__}: the original has no such schedule; ldm-lite's layout keeps it")
+    if not isinstance(told, Unconditional) and not (isinstance(told, Labels) and told.config.door == "context"):
+        door = f" as {told.config.door}" if isinstance(told, Labels) else ""
+        raise InputError(f"{type(told).__name__}{door}: has no names in the original; save model.denoiser alone")
+    weights = {FIRST_STAGE + k: v for k, v in translated(model.first_stage, "compvis").items()}
+    weights |= {DENOISER + k: v for k, v in translated(model.denoiser, "compvis").items()}
+    weights |= {CONDITIONER + k: v for k, v in told.state_dict().items()}
+    for part in (model.first_stage, model.denoiser):
+        _check_original_groups(part, where)
+    tables = _buffers(schedule) | {"scale_factor": model.first_stage.scale}
+    return _outgoing(weights, dtype) | _outgoing(tables, torch.float32)
+
+
+class Shapes:
+    """What the names and shapes in a checkpoint tell. InputError where one is missing."""
+
+    def __init__(self, state: Mapping[str, Tensor], kind: str, where: str | Path):
+        self.state, self.kind, self.where = state, kind, where
+
+    def size(self, name: str, axis: int = 0) -> int:
+        if name not in self.state or self.state[name].ndim <= axis:
+            raise InputError(f"{self.where}: {name} is missing; a {self.kind}, all of it, is needed")
+        return self.state[name].shape[axis]
+
+    def count(self, prefix: str) -> int:
+        return len({name.removeprefix(prefix).split(".")[0] for name in self.state if name.startswith(prefix)})
+
+
 def _inferred(state: Mapping[str, Tensor], where: str | Path) -> AutoencoderConfig:
     """What the names and shapes of an original first stage tell, which is everything."""
-
-    def size(name: str, axis: int = 0) -> int:
-        if name not in state or state[name].ndim <= axis:
-            raise InputError(f"{where}: {name} is missing; a first stage, all of it, is needed")
-        return state[name].shape[axis]
-
-    def count(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-    width, levels = size("encoder.conv_in.weight"), count("encoder.down.")
-    widths = [size(f"encoder.down.{i}.block.0.conv1.weight") for i in range(max(levels, 1))]
+    of = Shapes(state, "first stage", where)
+    width, levels = of.size("encoder.conv_in.weight"), of.count("encoder.down.")
+    widths = [of.size(f"encoder.down.{i}.block.0.conv1.weight") for i in range(max(levels, 1))]
     vq = "quantize.embedding.weight" in state
     return AutoencoderConfig(
-        channels=size("post_quant_conv.weight"),
+        channels=of.size("post_quant_conv.weight"),
         width=width,
         mult=_multiples(widths, width, where),
-        blocks=count("encoder.down.0.block."),
-        attend_at=tuple(2**i for i in range(levels) if count(f"encoder.down.{i}.attn.")),
-        mid_attention=count("encoder.mid.attn_1.") > 0,
+        blocks=of.count("encoder.down.0.block."),
+        attend_at=tuple(2**i for i in range(levels) if of.count(f"encoder.down.{i}.attn.")),
+        mid_attention=of.count("encoder.mid.attn_1.") > 0,
         bottleneck="vq" if vq else "kl",
-        codes=size("quantize.embedding.weight") if vq else AutoencoderConfig.codes,
-        image_channels=size("encoder.conv_in.weight", 1),
+        codes=of.size("quantize.embedding.weight") if vq else AutoencoderConfig.codes,
+        image_channels=of.size("encoder.conv_in.weight", 1),
+    )
+
+
+def _inferred_unet(state: Mapping[str, Tensor], where: str | Path) -> UNetConfig:
+    """What the names and shapes of an original UNet tell: all but UNSHAPED. One head stands for an unknown number."""
+    of = Shapes(state, "UNet", where)
+    width, channels = of.size("input_blocks.0.0.weight"), of.size("out.2.weight")
+    upward = [n for n in state if re.fullmatch(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight", n)]
+    levels, outputs = len(upward) + 1, of.count("output_blocks.")
+    if outputs % levels or outputs < 2 * levels:
+        raise InputError(f"{where}: {outputs} output blocks and {levels} levels; a UNet, all of it, is needed")
+    first = [f"input_blocks.{1 + level * outputs // levels}" for level in range(levels)]
+    widths = [of.size(f"{name}.0.out_layers.3.weight") for name in first]
+    context, transformers = (
+        "middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+        "middle_block.1.transformer_blocks.",
+    )
+    return UNetConfig(
+        channels=channels,
+        width=width,
+        mult=_multiples(widths, width, where),
+        blocks=outputs // levels - 1,
+        attend_at=tuple(2**i for i, name in enumerate(first) if of.count(f"{name}.1.")),
+        heads=1,
+        context=of.size(context, 1) if context in state else 0,
+        depth=of.count(transformers) or 1,
+        concat=of.size("input_blocks.0.0.weight", 1) - channels,
+        vector=of.size("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in state else 0,
+        film=of.size(f"{first[0]}.0.emb_layers.1.weight") == 2 * widths[0],
+        resblock_updown=any("in_layers" in name for name in upward),
     )
 
 
@@ -239,16 +564,22 @@ def _multiples(widths: list[int], width: int, where: str | Path) -> tuple[int, .
     return tuple(w // width for w in widths)
 
 
-def _compare(found: AutoencoderConfig, asked: AutoencoderConfig, where: str | Path) -> None:
+def _differing(found: Any, asked: Any, free: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configs of one class differ, those in `free` aside. The order of factors is none."""
     asked = dataclasses.replace(asked, attend_at=tuple(sorted(asked.attend_at)))
-    fields = [f.name for f in dataclasses.fields(found) if f.name != "codes" or found.bottleneck == "vq"]
-    differ = [name for name in fields if getattr(found, name) != getattr(asked, name)]
+    fields = [f.name for f in dataclasses.fields(found) if f.name not in free]
+    pairs = {name: (getattr(found, name), getattr(asked, name)) for name in fields}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _compare(found: Any, asked: Any, free: Sequence[str], kind: str, where: str | Path) -> None:
+    differ = _differing(found, asked, free)
     if differ:
-        what = "; ".join(f"{name} is {getattr(found, name)}, not {getattr(asked, name)}" for name in differ)
-        raise InputError(f"{where}: another first stage than the one asked for: {what}")
+        what = "; ".join(f"{name} is {a}, not {b}" for name, (a, b) in differ.items())
+        raise InputError(f"{where}: another {kind} than the one asked for: {what}")
 
 
-def _check_original_groups(model: Autoencoder, where: str | Path) -> None:
+def _check_original_groups(model: Autoencoder | UNet, where: str | Path) -> None:
     if _groups(model) != [GROUPS]:
         ours, width = ", ".join(map(str, _groups(model))), model.config.width
         raise InputError(f"{where}: at width {width} our norms have {ours} groups, the original's 32; 128 is the least")
@@ -258,7 +589,7 @@ def _check_original_groups(model: Autoencoder, where: str | Path) -> None:
 
 WEIGHTS = "diffusion_pytorch_model"
 COPIED = 0.18215  # the default of every diffusers config: measured for one KL first stage, wrong for any VQ
-DEFAULTS = {
+OF_STAGE = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"],
@@ -268,9 +599,32 @@ DEFAULTS = {
     "norm_num_groups": 32,
     "mid_block_add_attention": True,
 }
-OF_CLASS = {
-    "AutoencoderKL": {"latent_channels": 4, "scaling_factor": COPIED},
-    "VQModel": {"latent_channels": 3, "scaling_factor": 1.0, "num_vq_embeddings": 256},
+# What their configs leave out
+OF_CLASS: dict[str, dict[str, Any]] = {
+    "AutoencoderKL": OF_STAGE | {"latent_channels": 4, "scaling_factor": COPIED},
+    "VQModel": OF_STAGE | {"latent_channels": 3, "scaling_factor": 1.0, "num_vq_embeddings": 256},
+    "UNet2DModel": {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3],
+        "up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"],
+        "block_out_channels": [224, 448, 672, 896],
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "norm_num_groups": 32,
+    },
+    "UNet2DConditionModel": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+        "block_out_channels": [320, 640, 1280, 1280],
+        "layers_per_block": 2,
+        "cross_attention_dim": 1280,
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 8,
+        "norm_num_groups": 32,
+    },
 }
 # What an Autoencoder always is, where diffusers has a choice
 ALWAYS = {
@@ -282,35 +636,84 @@ ALWAYS = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
+# What a UNet always is; "scale_shift" and "projection" aside, where they have a choice
+UNET_ALWAYS = {
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_type": (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (1,),
+    "act_fn": ("silu", "swish"),
+    "norm_eps": (1e-5,),
+    "add_attention": (True,),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "dual_cross_attention": (False,),
+    "mid_block_only_cross_attention": (None, False),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "num_attention_heads": (None,),
+    "addition_embed_type": (None,),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "cross_attention_norm": (None,),
+}
+# Of a scheduler
+BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {"eps": "epsilon", "z0": "sample", "v": "v_prediction"}
 BLOCKS = {
     "down_block_types": {False: "DownEncoderBlock2D", True: "AttnDownEncoderBlock2D"},
     "up_block_types": {False: "UpDecoderBlock2D", True: "AttnUpDecoderBlock2D"},
 }
 
 
-def load_diffusers(folder: str | Path, scale: float | None = None) -> Autoencoder:
-    """A first stage from a folder of diffusers (AutoencoderKL or VQModel), or from `vae` or `vqvae` in a pipeline's.
+def load_diffusers(folder: str | Path, scale: float | None = None) -> Autoencoder | UNet | LatentDiffusion:
+    """What is in a folder of diffusers: AutoencoderKL, VQModel, UNet2DModel, UNet2DConditionModel, or an LDMPipeline.
 
-    Attention under its old names and weights in .bin are read too. scale: of the latents; left out, scaling_factor.
-    A VQModel's scaling_factor of 0.18215 is a default that was copied from KL (diffusers #6725): it is taken for 1,
-    with a warning. In eval mode, float32. InputError for a model that an Autoencoder cannot be, and broken files."""
-    places = [Path(folder), Path(folder) / "vae", Path(folder) / "vqvae"]
-    folder = next((place for place in places if (place / "config.json").is_file()), places[0])
+    A folder with `vae` or `vqvae` and no `unet` holds a first stage. Attention under its old names and weights in .bin
+    are read too. scale: of the latents; left out, scaling_factor. A VQModel's scaling_factor of 0.18215 is a default
+    that was copied from KL (diffusers #6725): it is taken for 1, with a warning. The number of heads is
+    attention_head_dim in UNet2DConditionModel; in UNet2DModel that is the channels of each. Of the scheduler its betas
+    and prediction_type are read: grids and clipping are the sampler's here. In eval mode, float32. InputError for a
+    model that ours cannot be, for a pipeline with conditions, and for broken files."""
+    folder = Path(folder)
+    parts = [name for name in ("vae", "vqvae", "unet") if (folder / name / "config.json").is_file()]
+    if (folder / "config.json").is_file() or not (parts or (folder / "model_index.json").is_file()):
+        return _diffusers_part(folder, scale)
+    if len(parts) == 1 and not (folder / "model_index.json").is_file():
+        return _diffusers_part(folder / parts[0], scale)
+    return _diffusers_pipeline(folder, scale)
+
+
+def _diffusers_part(folder: Path, scale: float | None = None) -> Autoencoder | UNet:
     where = folder / "config.json"
     values = read(where)
     kind = values.get("_class_name") if isinstance(values, dict) else None
     if kind not in OF_CLASS:
         raise InputError(f"{where}: _class_name {kind!r} is not one of {', '.join(OF_CLASS)}")
-    values = DEFAULTS | OF_CLASS[kind] | values
+    values = OF_CLASS[kind] | values
     if kind == "VQModel" and values["scaling_factor"] == COPIED and scale is None:
         warnings.warn(f"{where}: scaling_factor {COPIED} is no VQ model's; 1 is taken (scale overrides)", stacklevel=2)
         scale = 1.0
+    model: Autoencoder | UNet
     try:
-        model = Autoencoder(_from_diffusers(values, where))
-        scale = float(values["scaling_factor"] if scale is None else scale)
-    except InputError:
-        raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if kind.startswith("UNet"):
+            model = UNet(_unet_from_diffusers(values, where))
+        else:
+            model = Autoencoder(_from_diffusers(values, where))
+            scale = float(values["scaling_factor"] if scale is None else scale)
+    except InputError as error:
+        raise error if str(where) in str(error) else InputError(f"{where}: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
         raise InputError(f"{where}: not a config of {kind} ({error})") from None
     if _groups(model) != [values["norm_num_groups"]]:
         ours = ", ".join(map(str, _groups(model)))
@@ -320,44 +723,107 @@ def load_diffusers(folder: str | Path, scale: float | None = None) -> Autoencode
     old = re.compile(rf"\.({'|'.join(OLD_ATTENTION)})\.")
     state = {old.sub(lambda m: f".{OLD_ATTENTION[m[1]]}.", name): value for name, value in tensors(path).items()}
     fill(model, state, "diffusers", path)
-    return _scaled(model, scale)
+    return model.eval() if isinstance(model, UNet) else _scaled(model, float(scale or 0))
 
 
-def save_diffusers(model: Autoencoder, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes what from_pretrained of AutoencoderKL (kl) or VQModel (vq) reads, each file whole or not at all.
+def _diffusers_pipeline(folder: Path, scale: float | None) -> LatentDiffusion:
+    index = folder / "model_index.json"
+    values = read(index) if index.is_file() else {}
+    named = (
+        [k for k, v in values.items() if isinstance(v, list) and v[0] is not None] if isinstance(values, dict) else []
+    )
+    foreign = [name for name in named if name not in ("vae", "vqvae", "unet", "scheduler")]
+    alone = "its first stage and its unet load from their folders, alone"
+    if foreign:
+        raise InputError(f"{index}: {foreign[0]}: there is no conditioner for it here; {alone}")
+    stage = next((folder / name for name in ("vqvae", "vae") if (folder / name / "config.json").is_file()), None)
+    if stage is None or not (folder / "unet" / "config.json").is_file():
+        raise InputError(f"{folder}: vqvae (or vae), unet and scheduler are needed, a folder each")
+    first_stage, unet = _diffusers_part(stage, scale), _diffusers_part(folder / "unet")
+    if not isinstance(first_stage, Autoencoder) or not isinstance(unet, UNet):
+        raise InputError(f"{folder}: a first stage in {stage.name} and a denoiser in unet are needed")
+    for door in ("context", "concat", "vector"):
+        if getattr(unet.config, door):
+            raise InputError(f"{folder / 'unet'}: {door}: there is no conditioner for it here; {alone}")
+    return LatentDiffusion(first_stage, unet, _diffusion_from_diffusers(folder), Unconditional()).eval()
 
-    dtype: of the weights. InputError for what they cannot be: a first level wider than `width`, and norms with
-    different numbers of groups (below 128 channels)."""
+
+def save_diffusers(
+    model: Autoencoder | UNet | LatentDiffusion,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    size: int = 256,
+) -> None:
+    """Writes what from_pretrained of diffusers reads, each file whole or not at all.
+
+    An Autoencoder becomes AutoencoderKL or VQModel, a UNet UNet2DModel, or UNet2DConditionModel when it sees a context,
+    an unconditional LatentDiffusion an LDMPipeline, whose scheduler takes the steps of our own grid. dtype: of the
+    weights. size: of the images that the pipeline draws, in pixels. InputError, before anything is written, for what
+    they cannot be: a first level wider than `width`, norms with different numbers of groups (below 128 channels), heads
+    of different sizes without a context, residual blocks that resize beside one, a condition."""
+    folder = Path(folder)
+    if not isinstance(model, LatentDiffusion):
+        _write_part(model, folder, dtype, _part_config(model))
+        return
+    if not isinstance(model.conditioner, Unconditional):
+        kind = type(model.conditioner).__name__
+        raise InputError(f"{kind}: LDMPipeline has no conditions; save model.first_stage and model.denoiser alone")
+    stage, unet = _part_config(model.first_stage), _part_config(model.denoiser)
+    scheduler = _diffusion_to_diffusers(model.diffusion)
+    unit = model.first_stage.f * model.denoiser.config.factor
+    if size < 1 or size % unit:
+        raise InputError(f"size: {size} is not divisible by {unit}")
+    _write_part(model.first_stage, folder / "vqvae", dtype, stage | {"sample_size": size})
+    _write_part(model.denoiser, folder / "unet", dtype, unet | {"sample_size": size // model.first_stage.f})
+    write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    kinds = {"vqvae": stage, "unet": unet, "scheduler": scheduler}
+    index = {name: ["diffusers", config["_class_name"]] for name, config in kinds.items()}
+    write(folder / "model_index.json", {"_class_name": "LDMPipeline", **index})
+
+
+def _part_config(model: nn.Module) -> dict[str, Any]:
+    renamed(model, "diffusers")  # refuses what has no names there
+    return _unet_to_diffusers(model) if isinstance(model, UNet) else _to_diffusers(model)
+
+
+def _write_part(model: nn.Module, folder: Path, dtype: torch.dtype | None, config: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    folder, state = Path(folder), _outgoing(translated(model, "diffusers"), dtype)
-    state = {k: v.flatten(1) if ".attentions." in k and v.ndim == 4 else v for k, v in state.items()}
-    config = _to_diffusers(model)
     with whole(folder / f"{WEIGHTS}.safetensors") as temporary:
-        save_file(state, temporary, {"format": "pt"})
+        save_file(_outgoing(translated(model, "diffusers"), dtype), temporary, {"format": "pt"})
     write(folder / "config.json", config)
 
 
-def _from_diffusers(values: Mapping[str, Any], where: Path) -> AutoencoderConfig:
-    for field, right in ALWAYS.items():
+def _must(values: Mapping[str, Any], always: Mapping[str, tuple[Any, ...]], ours: str, where: Path) -> None:
+    for field, right in always.items():
         if values.get(field, right[0]) not in right:
-            raise InputError(f"{where}: {field} is {values[field]!r}; an Autoencoder has {right[0]!r}")
+            raise InputError(f"{where}: {field} is {values[field]!r}; {ours} has {right[0]!r}")
+
+
+def _levels(values: Mapping[str, Any], blocks: Mapping[str, Mapping[bool, str]], where: Path) -> tuple[int, ...]:
+    """The factors at which attention sits, by the types of the blocks down and up, which must agree."""
+    widths, down = list(values["block_out_channels"]), list(values["down_block_types"])
+    attend = [block == blocks["down_block_types"][True] for block in down]
+    for field, expected in (("down_block_types", attend), ("up_block_types", attend[::-1])):
+        types = [blocks[field][a] for a in expected]
+        if list(values[field]) != types or len(types) != len(widths):
+            wanted = f"{len(widths)} of {' or '.join(blocks[field].values())}, attention at the same levels down and up"
+            raise InputError(f"{where}: {field} is {values[field]}; needed are {wanted}")
+    return tuple(2**i for i, a in enumerate(attend) if a)
+
+
+def _from_diffusers(values: Mapping[str, Any], where: Path) -> AutoencoderConfig:
+    _must(values, ALWAYS, "an Autoencoder", where)
     for field, same_as in (("out_channels", "in_channels"), ("vq_embed_dim", "latent_channels")):
         if values.get(field) not in (None, values[same_as]):
             raise InputError(f"{where}: {field} is {values[field]}, {same_as} {values[same_as]}; they must be equal")
-    widths, down = list(values["block_out_channels"]), list(values["down_block_types"])
-    attend = [block == BLOCKS["down_block_types"][True] for block in down]
-    for field, expected in (("down_block_types", attend), ("up_block_types", attend[::-1])):
-        blocks = [BLOCKS[field][a] for a in expected]
-        if list(values[field]) != blocks or len(blocks) != len(widths):
-            wanted = f"{len(widths)} of {' or '.join(BLOCKS[field].values())}, attention at the same levels down and up"
-            raise InputError(f"{where}: {field} is {values[field]}; needed are {wanted}")
+    widths = list(values["block_out_channels"])
     return AutoencoderConfig(
         channels=values["latent_channels"],
         width=widths[0],
         mult=_multiples(widths, widths[0], where),
         blocks=values["layers_per_block"],
-        attend_at=tuple(2**i for i, a in enumerate(attend) if a),
+        attend_at=_levels(values, BLOCKS, where),
         mid_attention=values["mid_block_add_attention"],
         bottleneck="vq" if values["_class_name"] == "VQModel" else "kl",
         codes=values.get("num_vq_embeddings", AutoencoderConfig.codes),
@@ -365,13 +831,176 @@ def _from_diffusers(values: Mapping[str, Any], where: Path) -> AutoencoderConfig
     )
 
 
-def _to_diffusers(model: Autoencoder) -> dict[str, Any]:
+def _unet_blocks(context: bool, resizing: bool) -> dict[str, dict[bool, str]]:
+    """Names of the blocks of a level without and with attention."""
+    down, up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resizing else ("DownBlock2D", "UpBlock2D")
+    kind = "CrossAttn" if context else "Attn"
+    return {
+        "down_block_types": {False: down, True: f"{kind}DownBlock2D"},
+        "up_block_types": {False: up, True: f"{kind}UpBlock2D"},
+    }
+
+
+def _unet_from_diffusers(values: Mapping[str, Any], where: Path) -> UNetConfig:
+    _must(values, UNET_ALWAYS, "a UNet", where)
+    told = values["_class_name"] == "UNet2DConditionModel"
+    changes = (values.get("downsample_type", "conv"), values.get("upsample_type", "conv"))
+    resizing = not told and changes == ("resnet", "resnet")
+    if not told and changes not in (("resnet", "resnet"), ("conv", "conv")):
+        raise InputError(
+            f"{where}: downsample_type and upsample_type are {changes}; both conv or both resnet are needed"
+        )
+    embedding, shift = values.get("class_embed_type"), values.get("resnet_time_scale_shift", "default")
+    if embedding not in ((None, "projection") if told else (None,)):
+        raise InputError(f"{where}: class_embed_type is {embedding!r}; a UNet has None or a projection of a vector")
+    if shift not in ("default", "scale_shift"):
+        raise InputError(f"{where}: resnet_time_scale_shift is {shift!r}; a UNet has 'default' or 'scale_shift'")
+    widths, depth, size = list(values["block_out_channels"]), _single(values, "transformer_layers_per_block", 1), None
+    attend = _levels(values, _unet_blocks(told, resizing), where)
+    heads: int | None = None
+    if told:  # here attention_head_dim is the number of heads, for all levels or for each
+        given = values["attention_head_dim"]
+        each = list(given) if isinstance(given, (list, tuple)) else [given] * len(widths)
+        if len(set(each)) == 1:
+            heads = each[0]
+        elif len(each) == len(widths) and len({w / n for w, n in zip(widths, each, strict=True)}) == 1:
+            size = widths[0] // each[0]
+        else:
+            raise InputError(f"{where}: attention_head_dim is {given}; one number or heads of one size are needed")
+    elif (size := values["attention_head_dim"]) is None:
+        heads = 1
+    elif any(w % size for w in [widths[-1], *(w for i, w in enumerate(widths) if 2**i in attend)]):
+        raise InputError(f"{where}: attention_head_dim is {size}, which does not divide the channels {widths}")
+    return UNetConfig(
+        channels=values["out_channels"],
+        width=widths[0],
+        mult=_multiples(widths, widths[0], where),
+        blocks=_single(values, "layers_per_block", 2),
+        attend_at=attend,
+        heads=heads,
+        head_channels=size,
+        context=_single(values, "cross_attention_dim", 0) if told else 0,
+        depth=depth,
+        concat=values["in_channels"] - values["out_channels"],
+        vector=values["projection_class_embeddings_input_dim"] if embedding else 0,
+        film=shift == "scale_shift",
+        resblock_updown=resizing,
+        dropout=values.get("dropout", 0.0),
+    )
+
+
+def _single(values: Mapping[str, Any], field: str, default: int) -> int:
+    """A number that may come once for each level."""
+    given = values.get(field, default)
+    each = list(given) if isinstance(given, (list, tuple)) else [given]
+    if len(set(each)) != 1:
+        raise InputError(f"{field} is {given}; the same number for every level is needed")
+    return each[0]
+
+
+def _unet_to_diffusers(model: UNet) -> dict[str, Any]:
+    c, groups = model.config, _one_group(model)
+    widths = [c.width * m for m in c.mult]
+    attend = [2**i in c.attend_at for i in range(len(c.mult))]
+    blocks = _unet_blocks(c.context > 0, c.resblock_updown)
+    splits = [c.split(width) for width in widths]
+    config: dict[str, Any] = {
+        "in_channels": c.channels + c.concat,
+        "out_channels": c.channels,
+        "down_block_types": [blocks["down_block_types"][a] for a in attend],
+        "up_block_types": [blocks["up_block_types"][a] for a in attend[::-1]],
+        "block_out_channels": widths,
+        "layers_per_block": c.blocks,
+        "dropout": c.dropout,
+        "act_fn": "silu",
+        "norm_num_groups": groups,
+        "norm_eps": 1e-5,
+        "resnet_time_scale_shift": "scale_shift" if c.film else "default",
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+    }
+    if c.context:
+        if c.resblock_updown:
+            raise InputError(
+                "resblock_updown: UNet2DConditionModel has it with another attention; only without context"
+            )
+        heads = [n for n, _ in splits]
+        vector = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": c.vector}
+        return {
+            "_class_name": "UNet2DConditionModel",
+            **config,
+            "cross_attention_dim": c.context,
+            "transformer_layers_per_block": c.depth,
+            "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # their name for the number of heads
+            **(vector if c.vector else {}),
+        }
+    if c.vector:
+        raise InputError("vector: UNet2DModel is told nothing but the time; with a context it can be written")
+    sizes = {size for (_, size), a in zip(splits, attend, strict=True) if a} | {splits[-1][1]}
+    if len(sizes) > 1:
+        found = ", ".join(map(str, sorted(sizes)))
+        raise InputError(f"heads: they have {found} channels; UNet2DModel has one number (head_channels makes it so)")
+    change = "resnet" if c.resblock_updown else "conv"
+    return {
+        "_class_name": "UNet2DModel",
+        **config,
+        "downsample_type": change,
+        "upsample_type": change,
+        "attention_head_dim": sizes.pop(),  # here it is what it says
+        "attn_norm_num_groups": groups,  # left out, a model with scale_shift has no norm in its middle attention
+    }
+
+
+def _one_group(model: Autoencoder | UNet) -> int:
     c, groups = model.config, _groups(model)
     if len(groups) > 1:
         found = ", ".join(map(str, groups))
         raise InputError(f"width: {c.width} has norms with {found} groups; diffusers has one number (128 and more do)")
     if c.mult[0] != 1:
         raise InputError(f"mult: {c.mult} does not begin with 1; diffusers' first level is as wide as its first layer")
+    return groups[0]
+
+
+def _diffusion_from_diffusers(folder: Path) -> Diffusion:
+    where = folder / "scheduler" / "scheduler_config.json"
+    values = read(where)
+    kind = {theirs: ours for ours, theirs in BETAS.items()}.get(values.get("beta_schedule", "linear"))
+    predicts = {theirs: ours for ours, theirs in PREDICTIONS.items()}.get(values.get("prediction_type", "epsilon"))
+    if kind is None or values.get("trained_betas") is not None or values.get("rescale_betas_zero_snr"):
+        raise InputError(f"{where}: its betas are not one of {', '.join(BETAS.values())}, not rescaled")
+    if predicts is None:
+        known = ", ".join(PREDICTIONS.values())
+        raise InputError(f"{where}: prediction_type is {values['prediction_type']!r}, not one of {known}")
+    ends = {"start": values.get("beta_start", 1e-4), "end": values.get("beta_end", 0.02)}
+    try:
+        return Diffusion(VariancePreserving(kind, **ends, steps=values.get("num_train_timesteps", 1000)), predicts)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _diffusion_to_diffusers(diffusion: Diffusion) -> dict[str, Any]:
+    schedule = diffusion.schedule
+    if not isinstance(schedule, VariancePreserving) or diffusion.predicts not in PREDICTIONS:
+        what = f"{type(schedule).__name__} that predicts {diffusion.predicts}"
+        raise InputError(f"{what}: DDIMScheduler has no such diffusion")
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": schedule.steps,
+        "beta_start": schedule.start,
+        "beta_end": schedule.end,
+        "beta_schedule": BETAS[schedule.kind],
+        "prediction_type": PREDICTIONS[diffusion.predicts],
+        "clip_sample": False,  # latents are not confined to [-1, 1]; the default is for pictures
+        # the grid of ours, from pure noise to clean data; the original's is "leading" with an offset of 1, and ends at
+        # its first noise level: set_alpha_to_one false
+        "timestep_spacing": "trailing",
+        "steps_offset": 0,
+        "set_alpha_to_one": True,
+    }
+
+
+def _to_diffusers(model: Autoencoder) -> dict[str, Any]:
+    c, groups = model.config, _one_group(model)
     attend = [2**i in c.attend_at for i in range(len(c.mult))]
     return {
         "_class_name": "VQModel" if c.bottleneck == "vq" else "AutoencoderKL",
@@ -383,7 +1012,7 @@ def _to_diffusers(model: Autoencoder) -> dict[str, Any]:
         "layers_per_block": c.blocks,
         "act_fn": "silu",
         "latent_channels": c.channels,
-        "norm_num_groups": groups[0],
+        "norm_num_groups": groups,
         "mid_block_add_attention": c.mid_attention,
         "scaling_factor": float(model.scale),  # always: the default is wrong for VQ
         **({"num_vq_embeddings": c.codes} if c.bottleneck == "vq" else {}),

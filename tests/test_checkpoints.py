@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import types
 import warnings
@@ -21,10 +22,17 @@ from torch import Tensor, nn
 
 from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig, Pixels
 from ldm_lite.checkpoints import load_compvis, load_diffusers, save_compvis, save_diffusers, translated
+from ldm_lite.condition import Condition
+from ldm_lite.conditioners import Labels, LabelsConfig, Unconditional
 from ldm_lite.config import InputError, read, write
-from ldm_lite.presets import FIRST_STAGES
+from ldm_lite.diffusion import Diffusion, RectifiedFlow, VariancePreserving
+from ldm_lite.latent import LatentDiffusion
+from ldm_lite.presets import FIRST_STAGES, UNETS
+from ldm_lite.unet import UNet, UNetConfig
 
-PUBLISHED = json.loads((Path(__file__).parent / "data" / "compvis_first_stages.json").read_text())
+DATA = Path(__file__).parent / "data"
+PUBLISHED = json.loads((DATA / "compvis_first_stages.json").read_text())
+PUBLISHED_UNETS = json.loads((DATA / "compvis_unets.json").read_text())
 # The published first stages with fewer and narrower levels; no two that follow each other are alike by accident
 ALIKE = {
     "kl-f4": AutoencoderConfig(channels=3, mult=(1, 2, 1), blocks=1),
@@ -78,7 +86,7 @@ def shapes(tree: dict, prefix: str = "") -> dict[str, list[int]]:
             found |= shapes(below, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}.weight"] = below
-            if name != "embedding":
+            if name not in ("embedding", "to_q", "to_k", "to_v"):
                 found[f"{prefix}{name}.bias"] = below[:1]
     return found
 
@@ -121,6 +129,48 @@ def test_a_published_file_tells_its_configuration(name, monkeypatch):
             else:
                 with pytest.raises(InputError, match=r"^model.ckpt: another first stage than the one asked for: "):
                     load_compvis("model.ckpt", recipe.model)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_UNETS)
+def test_the_names_and_shapes_of_a_published_unet_are_the_published_files(name):
+    with torch.device("meta"):
+        unet = UNet(UNETS[name])
+    found = {key: list(value.shape) for key, value in translated(unet, "compvis").items()}
+    assert found == shapes(PUBLISHED_UNETS[name])
+
+
+def test_every_published_unet_is_there_with_as_many_tensors_as_its_file():
+    assert {name: len(shapes(tree)) for name, tree in PUBLISHED_UNETS.items()} == {
+        "celebahq-ldm4": 368,
+        "lsun-churches-ldm8": 520,
+        "cin256": 626,
+        "cin256-v2": 688,
+        "text2img256": 688,
+        "txt2img-1p4b": 686,
+        "sd-v1": 686,
+        "layout2img256": 1328,
+        "semantic256": 216,
+        "bsr-sr": 306,
+        "inpainting": 416,
+        "rdm768": 688,
+    }
+    same = {"ffhq-ldm4", "lsun-bedrooms-ldm4"}
+    assert set(UNETS) == set(PUBLISHED_UNETS) | same
+    assert all(UNETS[name] == UNETS["celebahq-ldm4"] for name in same)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_UNETS)
+def test_a_published_unet_tells_everything_but_its_heads(name, monkeypatch):
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes(PUBLISHED_UNETS[name]).items()}
+    monkeypatch.setattr("ldm_lite.checkpoints.tensors", lambda path: dict(state))
+    with torch.device("meta"):
+        assert load_compvis("model.ckpt", expect=name).config == UNETS[name]
+        with pytest.raises(InputError, match=rf"^model.ckpt: the number of heads is in no shape.*shapes are.* {name}"):
+            load_compvis("model.ckpt")
+        for other, config in UNETS.items():
+            if config != UNETS[name]:
+                with pytest.raises(InputError, match=r"^model.ckpt: another denoiser than the one asked for: "):
+                    load_compvis("model.ckpt", expect=other)
 
 
 # Outputs ------------------------------------------------------------------------------------------------------------
@@ -255,6 +305,372 @@ def test_a_folder_that_diffusers_wrote_computes_the_same_here(name, tmp_path):
     assert_same(load_diffusers(tmp_path / "theirs"), model)
 
 
+# Denoisers ----------------------------------------------------------------------------------------------------------
+
+# The published denoisers with fewer and narrower levels
+SAME = {
+    "faces": UNetConfig(channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=32),
+    "imagenet": UNetConfig(channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(1, 2), heads=2, context=5),
+    "layout": UNetConfig(channels=4, width=128, mult=(1, 2), blocks=2, attend_at=(2,), heads=4, context=7, depth=2),
+    "upscaler": UNetConfig(channels=2, concat=3, width=160, mult=(1, 1, 2), blocks=1, attend_at=(4,), head_channels=80),
+    "retrieval": UNetConfig(channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(1,), head_channels=64, context=6),
+    "told": UNetConfig(
+        channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(2,), heads=2, context=5, vector=6, concat=1, film=True
+    ),
+    "resizing": UNetConfig(
+        channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=16, film=True, resblock_updown=True
+    ),
+    # diffusers has one size of heads for all levels: this cannot be one of theirs
+    "churches": UNetConfig(
+        channels=4, width=128, mult=(1, 2), blocks=2, attend_at=(1, 2), heads=4, film=True, resblock_updown=True
+    ),
+}
+
+
+def denoiser(config: UNetConfig) -> UNet:
+    """Random weights with which outputs have the size of 0.5, and gammas near 1."""
+    unet = UNet(config).eval()
+    for name, p in unet.named_parameters():
+        nn.init.normal_(
+            p, 1 if re.search(r"norm.*weight", name) else 0, 0.6 * p[0].numel() ** -0.5 if p.ndim > 1 else 0.05
+        )
+    return unet.requires_grad_(False)
+
+
+def questions(c: UNetConfig) -> tuple[Tensor, Tensor, Condition]:
+    """z, the clock and a condition; 12 x 20 becomes 6 x 10 or 3 x 5 at the deepest level."""
+    cond = Condition(
+        context=torch.randn(2, 3, c.context) if c.context else None,
+        concat=torch.randn(2, c.concat, 12, 20) if c.concat else None,
+        vector=torch.randn(2, c.vector) if c.vector else None,
+    )
+    return torch.randn(2, c.channels, 12, 20), torch.tensor([3.0, 641.0]), cond
+
+
+def assert_alike(a: Tensor, b: Tensor) -> None:
+    """To the accuracy of float32."""
+    assert 0.2 < a.std() < 2
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+class OriginalUNet:
+    """The original's algorithm in plain functions of tensors in its names (openaimodel.py, attention.py).
+
+    What is there is computed. The number of heads at a width and whether residual blocks resize are in no tensor."""
+
+    def __init__(self, state: dict[str, Tensor], heads, resizing: bool, per: int):
+        self.state = {name.removeprefix("model.diffusion_model."): value for name, value in state.items()}
+        self.heads, self.resizing, self.per = (
+            heads,
+            resizing,
+            per,
+        )  # per: blocks of a level, its change of size included
+
+    def has(self, name: str) -> bool:
+        return any(key.startswith(f"{name}.") for key in self.state)
+
+    def linear(self, name: str, h: Tensor) -> Tensor:
+        return F.linear(h, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"))
+
+    def conv(self, name: str, h: Tensor, stride: int = 1) -> Tensor:
+        weight = self.state[f"{name}.weight"]
+        return F.conv2d(h, weight, self.state[f"{name}.bias"], padding=weight.shape[-1] // 2, stride=stride)
+
+    def norm(self, name: str, h: Tensor, eps: float = 1e-5) -> Tensor:
+        return F.group_norm(h, 32, self.state[f"{name}.weight"], self.state[f"{name}.bias"], eps)
+
+    def res(self, name: str, h: Tensor, resize=lambda h: h) -> Tensor:
+        x = self.conv(f"{name}.in_layers.2", resize(F.silu(self.norm(f"{name}.in_layers.0", h))))
+        emb = self.linear(f"{name}.emb_layers.1", F.silu(self.emb))[..., None, None]
+        if emb.shape[1] == x.shape[1]:
+            x = self.norm(f"{name}.out_layers.0", x + emb)
+        else:
+            scale, shift = emb.chunk(2, 1)
+            x = self.norm(f"{name}.out_layers.0", x) * (1 + scale) + shift
+        x = self.conv(f"{name}.out_layers.3", F.silu(x))
+        h = resize(h)
+        return x + (self.conv(f"{name}.skip_connection", h) if self.has(f"{name}.skip_connection") else h)
+
+    def attention(self, name: str, h: Tensor) -> Tensor:
+        """QKVAttentionLegacy: split into heads before q, k and v."""
+        n, c = len(h), h.shape[1]
+        x = self.norm(f"{name}.norm", h).flatten(2)
+        qkv = F.conv1d(x, self.state[f"{name}.qkv.weight"], self.state[f"{name}.qkv.bias"])
+        width = c // self.heads(c)
+        q, k, v = qkv.reshape(n * self.heads(c), 3 * width, -1).split(width, dim=1)
+        seen = torch.softmax(torch.einsum("bct,bcs->bts", q, k) * width**-0.5, -1)
+        x = torch.einsum("bts,bcs->bct", seen, v).reshape(n, c, -1)
+        x = F.conv1d(x, self.state[f"{name}.proj_out.weight"], self.state[f"{name}.proj_out.bias"])
+        return h + x.reshape(h.shape)
+
+    def cross(self, name: str, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (
+            self.linear(f"{name}.to_q", x),
+            self.linear(f"{name}.to_k", context),
+            self.linear(f"{name}.to_v", context),
+        )
+        q, k, v = (t.unflatten(2, (self.heads(t.shape[2]), -1)) for t in (q, k, v))
+        seen = torch.softmax(torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5, -1)
+        return self.linear(f"{name}.to_out.0", torch.einsum("bhij,bjhd->bihd", seen, v).flatten(2))
+
+    def transformer(self, name: str, h: Tensor) -> Tensor:
+        x = self.conv(f"{name}.proj_in", self.norm(f"{name}.norm", h, 1e-6)).flatten(2).mT
+        i = 0
+        while self.has(block := f"{name}.transformer_blocks.{i}"):
+            normed = lambda x, j, block=block: F.layer_norm(
+                x, x.shape[2:], self.state[f"{block}.norm{j}.weight"], self.state[f"{block}.norm{j}.bias"]
+            )
+            x = x + self.cross(f"{block}.attn1", normed(x, 1), normed(x, 1))
+            x = x + self.cross(f"{block}.attn2", normed(x, 2), self.context)
+            value, gate = self.linear(f"{block}.ff.net.0.proj", normed(x, 3)).chunk(2, -1)
+            x, i = x + self.linear(f"{block}.ff.net.2", value * F.gelu(gate)), i + 1
+        return h + self.conv(f"{name}.proj_out", x.mT.reshape(h.shape))
+
+    def block(self, name: str, h: Tensor, i: int) -> Tensor:
+        for k in range(3):
+            child, twice = f"{name}.{k}", lambda h: h.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            if self.has(f"{child}.in_layers"):
+                halves = self.resizing and name.startswith("input") and i % self.per == 0
+                h = self.res(child, h, twice if k else (lambda h: F.avg_pool2d(h, 2)) if halves else lambda h: h)
+            elif self.has(f"{child}.qkv"):
+                h = self.attention(child, h)
+            elif self.has(f"{child}.proj_in"):
+                h = self.transformer(child, h)
+            elif self.has(f"{child}.op"):
+                h = self.conv(f"{child}.op", h, stride=2)
+            elif self.has(f"{child}.conv"):
+                h = self.conv(f"{child}.conv", twice(h))
+        return h
+
+    def __call__(self, z: Tensor, clock: Tensor, cond: Condition) -> Tensor:
+        half = self.state["time_embed.0.weight"].shape[1] // 2
+        angle = clock[:, None] * torch.exp(-math.log(10000) * torch.arange(half) / half)
+        embedding = torch.cat([angle.cos(), angle.sin()], 1)
+        self.emb = self.linear("time_embed.2", F.silu(self.linear("time_embed.0", embedding)))
+        if cond.vector is not None:
+            self.emb = self.emb + self.linear("label_emb.0.2", F.silu(self.linear("label_emb.0.0", cond.vector)))
+        self.context, i = cond.context, 1
+        skips = [h := self.conv("input_blocks.0.0", z if cond.concat is None else torch.cat([z, cond.concat], 1))]
+        while self.has(f"input_blocks.{i}"):
+            skips.append(h := self.block(f"input_blocks.{i}", h, i))
+            i += 1
+        attention = self.attention if self.has("middle_block.1.qkv") else self.transformer
+        h = self.res("middle_block.2", attention("middle_block.1", self.res("middle_block.0", h)))
+        for i, skip in enumerate(skips[::-1]):
+            h = self.block(f"output_blocks.{i}", torch.cat([h, skip], 1), i)
+        return self.conv("out.2", F.silu(self.norm("out.0", h)))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_denoiser_in_the_original_names_computes_the_same_by_the_original_algorithm(name, tmp_path):
+    unet, config = denoiser(SAME[name]), SAME[name]
+    save_compvis(unet, tmp_path / "unet.safetensors")
+    state = load_file(tmp_path / "unet.safetensors")
+    assert all(key.startswith("model.diffusion_model.") for key in state)
+    other = OriginalUNet(state, lambda width: config.split(width)[0], config.resblock_updown, config.blocks + 1)
+    asked = questions(config)
+    assert_alike(unet(*asked), other(*asked))
+    assert_same(load_compvis(tmp_path / "unet.safetensors", config), unet)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", [name for name in SAME if name != "churches"])
+def test_diffusers_computes_the_same_from_the_folder_of_a_denoiser_and_back(name, tmp_path):
+    unet, config = denoiser(SAME[name]), SAME[name]
+    save_diffusers(unet, tmp_path / "ours")
+    other = peer(tmp_path / "ours")
+    z, clock, cond = questions(config)
+    h = z if cond.concat is None else torch.cat([z, cond.concat], 1)
+    told = () if cond.context is None else (cond.context,)
+    more = {} if cond.vector is None else {"class_labels": cond.vector}
+    with torch.no_grad():
+        assert_alike(unet(z, clock, cond), other(h, clock, *told, **more).sample)
+    other.save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        assert_same(load_diffusers(tmp_path / folder), unet)
+
+
+def test_a_wrong_number_of_heads_loads_strictly_and_computes_something_else(tmp_path):
+    """The trap of cin256: its configuration says 32 channels a head, its weights were trained with one head."""
+    right = replace(SAME["imagenet"], heads=1)
+    wrong = replace(right, heads=None, head_channels=32)
+    unet = denoiser(right)
+    save_compvis(unet, tmp_path / "unet.ckpt")
+    one, many = (load_compvis(tmp_path / "unet.ckpt", config) for config in (right, wrong))
+    torch.testing.assert_close(one.state_dict(), many.state_dict(), rtol=0, atol=0)
+    asked = questions(right)
+    torch.testing.assert_close(one(*asked), unet(*asked))
+    assert (one(*asked) - many(*asked)).abs().max() > 1e-3 * one(*asked).std()
+    with pytest.raises(InputError, match=r"unet.ckpt: the number of heads is in no shape, and a wrong one loads"):
+        load_compvis(tmp_path / "unet.ckpt")
+
+
+# Whole models -------------------------------------------------------------------------------------------------------
+
+BETAS = {  # of the published models
+    "celebahq": (0.0015, 0.0195),
+    "churches": (0.0015, 0.0155),
+    "layout": (0.0015, 0.0205),
+    "retrieval": (0.0015, 0.015),
+    "stable": (0.00085, 0.012),
+}
+
+
+def whole_model(kind: str = "vq", config: UNetConfig = SAME["faces"], **diffusion) -> LatentDiffusion:
+    """f = 2. With a context its three classes are labels."""
+    first = stage(
+        AutoencoderConfig(config.channels, mult=(1, 1), blocks=1, bottleneck=kind, mid_attention=False),
+        1.0 if kind == "vq" else 0.3,
+    )
+    told = Labels(LabelsConfig(tiny.NAMES, config.context)) if config.context else Unconditional()
+    settings = {"schedule": VariancePreserving(), "predicts": "eps"} | diffusion
+    return LatentDiffusion(first, denoiser(config), Diffusion(**settings), told).eval()
+
+
+def assert_same_model(a: LatentDiffusion, b: LatentDiffusion) -> None:
+    torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
+    assert (a.first_stage.config, a.denoiser.config) == (b.first_stage.config, b.denoiser.config)
+    assert (a.conditioner.config, a.diffusion) == (b.conditioner.config, b.diffusion)
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+@pytest.mark.parametrize("name", ["faces", "imagenet"])
+@pytest.mark.parametrize("file", ["model.ckpt", "model.safetensors"])
+def test_a_whole_model_comes_back_from_the_original_names(kind, name, file, tmp_path):
+    model = whole_model(kind, SAME[name], schedule=VariancePreserving(end=0.0205), predicts="v")
+    save_compvis(model, tmp_path / file)
+    labels = tiny.NAMES if name == "imagenet" else None
+    again = load_compvis(tmp_path / file, SAME[name], labels=labels, predicts="v")
+    assert_same_model(again, model)
+    assert not again.training
+    assert_same(load_compvis(tmp_path / file, SAME[name], part="denoiser"), model.denoiser)
+    assert_same(load_compvis(tmp_path / file, part="first_stage"), model.first_stage)
+
+
+def test_a_published_name_brings_the_loss_that_the_model_was_trained_with(tmp_path, monkeypatch):
+    monkeypatch.setitem(UNETS, "lsun-churches-ldm8", SAME["churches"])
+    model = whole_model("kl", SAME["churches"], distance="l1", schedule=VariancePreserving(end=0.0155))
+    save_compvis(model, tmp_path / "model.ckpt")
+    assert_same_model(load_compvis(tmp_path / "model.ckpt", "lsun-churches-ldm8"), model)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_the_averaged_weights_are_taken_where_there_are_some(ema, tmp_path):
+    """As LitEma writes them: names without dots, beside its own two numbers."""
+    last, averaged = whole_model(), whole_model()
+    save_compvis(last, tmp_path / "model.ckpt")
+    state = torch.load(tmp_path / "model.ckpt")["state_dict"]
+    names = translated(averaged.denoiser, "compvis").items()
+    state |= {f"model_ema.diffusion_model{name.replace('.', '')}": value for name, value in names}
+    state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    for part in ("model", "denoiser"):
+        found = load_compvis(tmp_path / "model.ckpt", SAME["faces"], part, ema=ema)
+        assert_same(getattr(found, "denoiser", found), (averaged if ema else last).denoiser)
+    del state["model_ema.diffusion_modelout2bias"]
+    torch.save({"state_dict": state | {"model_ema.diffusion_modelmore": torch.zeros(1)}}, tmp_path / "model.ckpt")
+    if ema:
+        with pytest.raises(InputError, match=r"out.2.bias is missing \(1 of \d+ are\)"):
+            load_compvis(tmp_path / "model.ckpt", SAME["faces"])
+    else:
+        load_compvis(tmp_path / "model.ckpt", SAME["faces"], ema=False)
+
+
+def original_tables(start: float, end: float, kind: str = "linear") -> dict[str, Tensor]:
+    """register_schedule of the original (v_posterior 0): float64, then float32. Its "linear" is linear in the root."""
+    betas = torch.linspace(start, end, 1000, dtype=torch.float64)
+    if kind == "linear":
+        betas = torch.linspace(start**0.5, end**0.5, 1000, dtype=torch.float64) ** 2
+    bar = torch.cumprod(1 - betas, 0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+    variance = betas * (1 - before) / (1 - bar)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": bar**0.5,
+        "sqrt_one_minus_alphas_cumprod": (1 - bar) ** 0.5,
+        "log_one_minus_alphas_cumprod": torch.log(1 - bar),
+        "sqrt_recip_alphas_cumprod": (1 / bar) ** 0.5,
+        "sqrt_recipm1_alphas_cumprod": (1 / bar - 1) ** 0.5,
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": torch.log(variance.clamp(min=1e-20)),
+        "posterior_mean_coef1": betas * before**0.5 / (1 - bar),
+        "posterior_mean_coef2": (1 - before) * (1 - betas) ** 0.5 / (1 - bar),
+    }
+    return {name: table.float() for name, table in tables.items()}
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_the_schedule_of_a_published_model_is_found_in_its_betas(name, tmp_path):
+    model, path = whole_model(schedule=VariancePreserving("scaled_linear", *BETAS[name])), tmp_path / "model.ckpt"
+    save_compvis(model, path)
+    state, tables = torch.load(path)["state_dict"], original_tables(*BETAS[name])
+    for key, table in tables.items():
+        torch.testing.assert_close(state[key], table, rtol=2e-7, atol=0 if key != "alphas_cumprod_prev" else 1e-7)
+    torch.save({"state_dict": state | tables}, path)
+    assert load_compvis(path, SAME["faces"]).diffusion == model.diffusion
+
+
+@pytest.mark.parametrize(
+    "schedule", [VariancePreserving("linear", 1e-4, 0.02), VariancePreserving("cosine"), VariancePreserving(steps=400)]
+)
+def test_other_schedules_are_found_too(schedule, tmp_path):
+    model = whole_model(schedule=schedule)
+    save_compvis(model, tmp_path / "model.ckpt")
+    assert load_compvis(tmp_path / "model.ckpt", SAME["faces"]).diffusion.schedule == schedule
+
+
+@pytest.mark.parametrize("rows", [1000, 1001])
+def test_the_embedding_of_classes_becomes_labels_with_a_null_class(rows, tmp_path):
+    """cin256 has 1000 rows and no null class; of cin256-v2 the last of 1001 is it."""
+    model, path = whole_model(config=SAME["imagenet"]), tmp_path / "model.ckpt"
+    save_compvis(model, path)
+    state, table = torch.load(path)["state_dict"], torch.randn(rows, SAME["imagenet"].context)
+    torch.save({"state_dict": state | {"cond_stage_model.embedding.weight": table}}, path)
+    labels = load_compvis(path, SAME["imagenet"]).conditioner
+    told = labels({"label": torch.tensor([3, 999])})
+    assert torch.equal(told.context[:, 0], table[[3, 999]])
+    null = labels(labels.blank({"label": torch.tensor([3])})).context[0, 0]
+    assert torch.equal(null, table[1000] if rows == 1001 else torch.zeros_like(null))
+
+
+def pipeline(folder: Path):
+    from diffusers import LDMPipeline
+
+    made = LDMPipeline.from_pretrained(folder)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize(("kind", "predicts"), [("vq", "eps"), ("kl", "v")])
+def test_a_pipeline_of_diffusers_from_our_folder_draws_our_picture(kind, predicts, tmp_path, monkeypatch):
+    """The same noise and grid: 5 DDIM steps. Pictures have 256 steps of 4e-3 between black and white; here 1e-4."""
+    from diffusers.pipelines.deprecated.latent_diffusion_uncond import pipeline_latent_diffusion_uncond as theirs
+
+    from ldm_lite.latent import Noise
+
+    model = whole_model(kind, predicts=predicts)
+    save_diffusers(model, tmp_path, size=20)
+    monkeypatch.setattr(theirs, "randn_tensor", lambda shape, **_: Noise(3, tuple(shape))(torch.empty(0)))
+    drawn = pipeline(tmp_path)(batch_size=2, num_inference_steps=5, output_type="np").images
+    ours = model.sample({}, n=2, steps=5, seed=3, size=20)
+    assert ours.shape == (2, 3, 20, 20) and ours.std() > 0.1 and (ours.abs() < 1).float().mean() > 0.3
+    torch.testing.assert_close(torch.from_numpy(drawn).movedim(-1, 1), ours / 2 + 0.5, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_a_whole_model_comes_back_from_a_pipeline_of_ours_and_of_theirs(kind, tmp_path):
+    model = whole_model(kind, schedule=VariancePreserving("linear", 2e-4, 0.03, 500), predicts="z0")
+    save_diffusers(model, tmp_path / "ours", size=24)
+    made = pipeline(tmp_path / "ours")
+    assert made.vqvae.config.scaling_factor == pytest.approx(float(model.first_stage.scale))
+    assert (made.unet.config.sample_size, made.scheduler.config.clip_sample) == (12, False)
+    made.save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        assert_same_model(load_diffusers(tmp_path / folder), model)
+
+
 # Round trips --------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +774,8 @@ def test_the_first_stage_in_a_whole_model_is_found_with_its_scale(given, scale, 
     }
     torch.save({"state_dict": others | inside}, path)
     model.scale.fill_(scale)
-    assert_same(load_compvis(path, scale=given), model)
+    assert_same(load_compvis(path, part="first_stage", scale=given), model)
+    assert_same(load_compvis(path, PLAIN, scale=given), model)  # who asks for a first stage gets it
 
 
 class Touch:
@@ -507,7 +924,9 @@ def test_a_file_with_less_or_more_than_a_first_stage_is_refused(change, match, f
 def test_the_checkpoint_of_another_network_is_refused(tmp_path):
     torch.save({"model.diffusion_model.out.2.weight": torch.zeros(3, 224, 3, 3)}, tmp_path / "unet.ckpt")
     with pytest.raises(InputError, match=r"unet.ckpt: encoder.conv_in.weight is missing; a first stage"):
-        load_compvis(tmp_path / "unet.ckpt")
+        load_compvis(tmp_path / "unet.ckpt", expect="vq-f4")
+    with pytest.raises(InputError, match=r"unet.ckpt: input_blocks.0.0.weight is missing; a UNet, all of it"):
+        load_compvis(tmp_path / "unet.ckpt", expect="celebahq-ldm4")
 
 
 @pytest.mark.parametrize(
@@ -555,7 +974,7 @@ def test_a_narrow_model_has_other_norms_than_the_original(tmp_path):
     [
         (tiny.autoencoder(), "width: 8 has norms with 2, 4 groups; diffusers has one number"),
         (Autoencoder(replace(PLAIN, mult=(2, 4))), r"mult: \(2, 4\) does not begin with 1; diffusers' first level"),
-        (Pixels(), "Pixels: has no names in the layout of diffusers; Autoencoder has"),
+        (Pixels(), "Pixels: has no names in the layout of diffusers; Autoencoder, UNet have"),
     ],
     ids=["groups", "stem", "pixels"],
 )
@@ -619,6 +1038,229 @@ def test_a_folder_of_diffusers_that_is_not_whole_is_refused(folder, tmp_path):
         load_diffusers(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config.json: _class_name None is not one of AutoencoderKL, VQModel"):
+        load_diffusers(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("whole") / "model.ckpt"
+    save_compvis(whole_model("kl", SAME["imagenet"]), path)
+    return path
+
+
+def without(*names: str):
+    return lambda state: [state.pop(name) for name in list(state) if name.startswith(names)]
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "match"),
+    [
+        (without("scale_factor"), {}, "scale_factor is missing; give scale, the scale_factor of the model's YAML"),
+        (without("betas"), {}, "betas is missing; give schedule"),
+        (
+            lambda s: s.update(betas=torch.linspace(0.01, 0.02, 9) ** 3),
+            {},
+            "betas from 1e-06 to 8e-06 are none of our schedules; give schedule",
+        ),
+        (lambda s: None, {"labels": None}, "labels: the embedding has 4 rows; give the names of its classes"),
+        (lambda s: None, {"labels": ("a", "b")}, "labels: 2 names, and the embedding has 4 rows"),
+        (
+            lambda s: s.update({"cond_stage_model.embedding.weight": torch.zeros(4, 6)}),
+            {},
+            "cond_stage_model.embedding.weight is 6 wide, the context 5",
+        ),
+        (
+            without("cond_stage_model."),
+            {},
+            'a context from outside: there is no conditioner for it here; part="denoiser"',
+        ),
+        (
+            lambda s: s.update({"cond_stage_model.transformer.token_emb.weight": s.pop(EMBEDDING)}),
+            {},
+            r"cond_stage_model.transformer.token_emb.weight: there is no conditioner for it here; part=\"denoiser\"",
+        ),
+        (without("first_stage_model.encoder.conv_in"), {}, "encoder.conv_in.weight is missing; a first stage, all of"),
+        (without("first_stage_model."), {"part": "model"}, "encoder.conv_in.weight is missing; a first stage, all of"),
+        (without("model.diffusion_model."), {"part": "model"}, "input_blocks.0.0.weight is missing; a UNet, all of"),
+        (without("model.diffusion_model.time_embed.2.b"), {}, r"time_embed.2.bias is missing \(1 of \d+ are\)"),
+        (without("model.diffusion_model.output_blocks.3"), {}, "3 output blocks and 2 levels; a UNet, all of it, is n"),
+        (without("model.diffusion_model.middle_block.1."), {}, "another denoiser than the one asked for: context is 0"),
+        (lambda s: s.update({"model.diffusion_model.more": torch.zeros(1)}), {}, "more has no place in the model"),
+    ],
+)
+def test_a_file_with_less_or_more_than_a_whole_model_is_refused(change, settings, match, whole_file, tmp_path):
+    settings = {"labels": tiny.NAMES} | settings
+    path = changed(whole_file, tmp_path / "model.ckpt", change)
+    with pytest.raises(InputError, match=rf"^{path}: {match}"):
+        load_compvis(path, SAME["imagenet"], **settings)
+
+
+EMBEDDING = "cond_stage_model.embedding.weight"
+
+
+def test_the_parts_of_a_model_whose_conditioner_is_not_here_load_alone(whole_file, tmp_path):
+    path = changed(whole_file, tmp_path / "model.ckpt", lambda s: s.update({f"{EMBEDDING}.more": s.pop(EMBEDDING)}))
+    assert load_compvis(path, SAME["imagenet"], part="denoiser").config == SAME["imagenet"]
+    assert load_compvis(path, part="first_stage").channels == 3
+
+
+def test_what_the_file_does_not_say_can_be_given(whole_file, tmp_path):
+    path = changed(whole_file, tmp_path / "model.ckpt", without("scale_factor", "betas"))
+    given = {"scale": 0.18215, "schedule": VariancePreserving(end=0.02), "predicts": "v", "labels": tiny.NAMES}
+    model = load_compvis(path, SAME["imagenet"], **given)
+    assert float(model.first_stage.scale) == pytest.approx(0.18215)
+    assert model.diffusion == Diffusion(VariancePreserving(end=0.02), "v")
+
+
+def test_an_unknown_published_model_is_told_the_names(whole_file):
+    with pytest.raises(
+        InputError, match=r"^cin256-v3: no such published model; did you mean cin256-v2\? there are kl-f4, "
+    ):
+        load_compvis(whole_file, "cin256-v3")
+
+
+VECTOR = UNetConfig(channels=2, width=128, mult=(1,), blocks=1, heads=2, vector=6)
+
+
+def told_by_vector() -> LatentDiffusion:
+    labels = Labels(LabelsConfig(tiny.NAMES, 6, "vector"))
+    first = stage(AutoencoderConfig(channels=2, mult=(1, 1), blocks=1))
+    return LatentDiffusion(first, UNet(VECTOR), Diffusion(VariancePreserving()), labels)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: whole_model(schedule=RectifiedFlow()), "^RectifiedFlow: the original has no such schedule"),
+        (told_by_vector, "^Labels as vector: has no names in the original; save model.denoiser alone"),
+        (lambda: UNet(tiny.UNET), "at width 8 our norms have 2, 4, 6, 8 groups, the original's 32; 128 is the least"),
+    ],
+    ids=["flow", "vector", "narrow"],
+)
+def test_a_model_that_the_original_cannot_be_is_refused_before_anything_is_written(make, match, tmp_path):
+    with pytest.raises(InputError, match=match):
+        save_compvis(make(), tmp_path / "model.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: UNet(SAME["churches"]), "^heads: they have 32, 64 channels; UNet2DModel has one number"),
+        (lambda: UNet(VECTOR), "^vector: UNet2DModel is told nothing but the time"),
+        (
+            lambda: UNet(replace(SAME["imagenet"], resblock_updown=True)),
+            "^resblock_updown: UNet2DConditionModel has it with another attention",
+        ),
+        (lambda: UNet(replace(SAME["faces"], mult=(2, 2))), r"^mult: \(2, 2\) does not begin with 1"),
+        (lambda: UNet(tiny.UNET), "^width: 8 has norms with 2, 4, 6, 8 groups; diffusers has one number"),
+        (
+            lambda: whole_model(config=SAME["imagenet"]),
+            "^Labels: LDMPipeline has no conditions; save model.first_stage",
+        ),
+        (lambda: whole_model(schedule=RectifiedFlow()), "^RectifiedFlow that predicts eps: DDIMScheduler has no such"),
+        (whole_model, "^size: 30 is not divisible by 4"),
+    ],
+)
+def test_a_denoiser_or_whole_model_that_diffusers_cannot_be_is_refused(make, match, tmp_path):
+    with pytest.raises(InputError, match=match):
+        save_diffusers(make(), tmp_path / "folder", size=30)
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("pipeline")
+    save_diffusers(whole_model(), path, size=20)
+    save_diffusers(UNet(SAME["imagenet"]), path / "told")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "match"),
+    [
+        ("unet", {"freq_shift": 1}, "freq_shift is 1; a UNet has 0"),
+        ("unet", {"norm_eps": 1e-6}, "norm_eps is 1e-06; a UNet has 1e-05"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep'; a UNet has None or a projection"),
+        ("unet", {"num_class_embeds": 10}, "num_class_embeds is 10; a UNet has None"),
+        ("unet", {"downsample_type": "resnet"}, r"downsample_type and upsample_type are \('resnet', 'conv'\); both"),
+        ("unet", {"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift is 'spatial'; a UNet has 'default'"),
+        (
+            "unet",
+            {"attention_head_dim": 24},
+            r"attention_head_dim is 24, which does not divide the channels \[128, 256\]",
+        ),
+        ("unet", {"norm_num_groups": 16}, "norm_num_groups is 16; at this width ours has 32"),
+        ("unet", {"block_out_channels": [128, 200], "attention_head_dim": 8}, r"its levels have \[128, 200\] channels"),
+        ("unet", {"block_out_channels": None}, "not a config of UNet2DModel"),
+        ("unet", {"in_channels": 2}, "concat: -1 is below 0"),
+        (
+            "unet",
+            {"down_block_types": ["SkipDownBlock2D"] * 2},
+            "down_block_types is .*; needed are 2 of DownBlock2D or A",
+        ),
+        ("told", {"attention_head_dim": [2, 3]}, r"attention_head_dim is \[2, 3\]; one number or heads of one size"),
+        (
+            "told",
+            {"transformer_layers_per_block": [1, 2]},
+            r"transformer_layers_per_block is \[1, 2\]; the same number",
+        ),
+        ("told", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'; a UNet has None"),
+        ("told", {"class_embed_type": "projection"}, "not a config of UNet2DConditionModel"),
+    ],
+)
+def test_a_config_of_diffusers_that_a_unet_cannot_be_is_refused(part, settings, match, pipeline_folder, tmp_path):
+    write(tmp_path / "config.json", read(pipeline_folder / part / "config.json") | settings)
+    with pytest.raises(InputError, match=rf"config.json: {match}"):
+        load_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "match"),
+    [
+        (
+            "model_index.json",
+            {"bert": ["transformers", "Bert"]},
+            "bert: there is no conditioner for it here; its first",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_schedule": "sigmoid"},
+            "its betas are not one of scaled_linear, lin",
+        ),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "its betas are not one of scaled_linear, linear"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "its betas are not .*, not rescaled"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type is 'flow', not one of eps"),
+        ("scheduler/scheduler_config.json", {"beta_end": "x"}, ""),
+        (
+            "unet/config.json",
+            {"in_channels": 5},
+            "concat: there is no conditioner for it here; its first stage and its",
+        ),
+        ("unet/config.json", {"_class_name": "AutoencoderKL"}, ""),
+    ],
+)
+def test_a_pipeline_that_a_whole_model_cannot_be_is_refused(file, settings, match, pipeline_folder, tmp_path):
+    shutil.copytree(pipeline_folder, tmp_path / "it")
+    write(tmp_path / "it" / file, read(tmp_path / "it" / file) | settings)
+    if settings == {"in_channels": 5}:
+        save_diffusers(UNet(SAME["upscaler"]), tmp_path / "it" / "unet")
+        file = "unet"
+    with pytest.raises(InputError, match=f"{file}: {match}"):
+        load_diffusers(tmp_path / "it")
+
+
+def test_a_pipeline_without_one_of_its_parts_is_refused_and_a_part_alone_is_read(pipeline_folder, tmp_path):
+    write(tmp_path / "model_index.json", read(pipeline_folder / "model_index.json"))
+    with pytest.raises(InputError, match=r"vqvae \(or vae\), unet and scheduler are needed, a folder each"):
+        load_diffusers(tmp_path)
+    shutil.copytree(pipeline_folder / "unet", tmp_path / "unet")
+    (tmp_path / "model_index.json").unlink()
+    assert load_diffusers(tmp_path).config == SAME["faces"]
+    shutil.copytree(pipeline_folder / "vqvae", tmp_path / "vqvae")
+    with pytest.raises(InputError, match=r"scheduler_config.json: no such file"):
         load_diffusers(tmp_path)
 
 
