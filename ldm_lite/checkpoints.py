@@ -484,7 +484,7 @@ def _compvis_whole(model: LatentDiffusion, dtype: torch.dtype | None, where: str
         raise InputError(f"{type(schedule).__name__}: the original has no such schedule; ldm-lite's layout keeps it")
     if not isinstance(told, Unconditional) and not (isinstance(told, Labels) and told.config.door == "context"):
         door = f" as {told.config.door}" if isinstance(told, Labels) else ""
-        raise InputError(f"{type(told).__name__}{door}: has no names in the original; save model.denoiser alone")
+        raise InputError(f"{type(told).__name__}{door}: has no names in the original; save denoiser alone (--part)")
     weights = {FIRST_STAGE + k: v for k, v in translated(model.first_stage, "compvis").items()}
     weights |= {DENOISER + k: v for k, v in translated(model.denoiser, "compvis").items()}
     weights |= {CONDITIONER + k: v for k, v in told.state_dict().items()}
@@ -729,9 +729,7 @@ def _diffusers_part(folder: Path, scale: float | None = None) -> Autoencoder | U
 def _diffusers_pipeline(folder: Path, scale: float | None) -> LatentDiffusion:
     index = folder / "model_index.json"
     values = read(index) if index.is_file() else {}
-    named = (
-        [k for k, v in values.items() if isinstance(v, list) and v[0] is not None] if isinstance(values, dict) else []
-    )
+    named = [k for k, v in values.items() if isinstance(v, list) and v and v[0]] if isinstance(values, dict) else []
     foreign = [name for name in named if name not in ("vae", "vqvae", "unet", "scheduler")]
     alone = "its first stage and its unet load from their folders, alone"
     if foreign:
@@ -767,7 +765,7 @@ def save_diffusers(
         return
     if not isinstance(model.conditioner, Unconditional):
         kind = type(model.conditioner).__name__
-        raise InputError(f"{kind}: LDMPipeline has no conditions; save model.first_stage and model.denoiser alone")
+        raise InputError(f"{kind}: LDMPipeline has no conditions; save first_stage and denoiser alone (--part)")
     stage, unet = _part_config(model.first_stage), _part_config(model.denoiser)
     scheduler = _diffusion_to_diffusers(model.diffusion)
     unit = model.first_stage.f * model.denoiser.config.factor

@@ -22,7 +22,7 @@ COMMANDS = {
     "sample": 'pictures from a model: ldm-lite sample MODEL --label "night snow" -n 16 -o out.png',
     "evaluate": "held-out metrics of a model: ldm-lite evaluate MODEL",
     "encode": "latents of a folder of images: ldm-lite encode MODEL FOLDER -o latents.safetensors",
-    "convert": "a model in another precision: ldm-lite convert MODEL FOLDER --dtype fp16",
+    "convert": "a model in another precision or layout, CompVis's and diffusers' too: ldm-lite convert MODEL FOLDER",
     "demo": "learn a small latent diffusion model from nothing: ldm-lite demo [--minutes M]",
 }
 
@@ -394,7 +394,14 @@ def encode(arguments: list[str]) -> None:
 # What `convert` may overwrite in a folder, by layout
 PUBLISHED = {
     "ldm-lite": ("model.safetensors", "config.json", "metrics.json", "card.md"),
-    "diffusers": ("diffusion_pytorch_model.safetensors", "config.json"),
+    "diffusers": (
+        "diffusion_pytorch_model.safetensors",
+        "config.json",
+        "model_index.json",
+        "unet",
+        "vqvae",
+        "scheduler",
+    ),
     "compvis": (),
 }
 
@@ -402,33 +409,42 @@ PUBLISHED = {
 @dataclass(frozen=True)
 class ConvertConfig:
     dtype: str = "fp16"  # of the weights in the file: fp32, fp16 or bf16
-    layout: str = "ldm-lite"  # or, for a first stage, diffusers (a folder) or compvis (a .ckpt or .safetensors file)
-    expect: str | None = None  # the published first stage that a CompVis file must hold, such as kl-f8
-    scale: float | None = None  # of the latents of a foreign first stage, where its file does not say
+    layout: str = "ldm-lite"  # or diffusers (a folder) or compvis (a .ckpt or .safetensors file)
+    part: str | None = None  # first_stage or denoiser of a whole model, alone
+    expect: str | None = None  # the published model that a CompVis file holds, such as kl-f8; a denoiser needs its name
+    scale: float | None = None  # of the latents of a foreign model, where its file does not say
+    labels: tuple[str, ...] = ()  # the names of a CompVis model's classes; none for ImageNet's 1000
+    predicts: str = "eps"  # what the denoiser of a CompVis file was trained to: eps, z0 or v
+    size: int = 256  # pixels of the images that a pipeline of diffusers draws
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"dtype: {self.dtype} is not fp32, fp16 or bf16")
-        if self.layout not in PUBLISHED:
-            raise InputError(f"layout: {self.layout} is not {', '.join(PUBLISHED)}")
+        one_or_more(size=self.size)
+        for field, known in (
+            ("dtype", ("fp32", "fp16", "bf16")),
+            ("layout", tuple(PUBLISHED)),
+            ("part", (None, "first_stage", "denoiser")),
+            ("predicts", ("eps", "z0", "v")),
+        ):
+            if getattr(self, field) not in known:
+                names = ", ".join(name for name in known if name)
+                raise InputError(f"{field}: {getattr(self, field)} is not one of {names}")
 
 
 def foreign(source: Path, settings: ConvertConfig) -> Any:
-    """The first stage in a CompVis file or a folder of diffusers, None for anything else."""
+    """The model in a CompVis file or a folder of diffusers, None for anything else."""
     from .checkpoints import load_compvis, load_diffusers
     from .config import read
-    from .presets import FIRST_STAGES
 
     if source.is_file():
-        if settings.expect is not None and settings.expect not in FIRST_STAGES:
-            raise suggest(settings.expect, FIRST_STAGES, "published first stage")
-        expected = FIRST_STAGES[settings.expect].model if settings.expect else None
-        return load_compvis(source, expected, settings.scale)
-    configs = [f / "config.json" for f in (source, source / "vae", source / "vqvae")]
-    if any(config.is_file() and "_class_name" in read(config) for config in configs):
-        return load_diffusers(source, settings.scale)
+        s = settings
+        return load_compvis(source, s.expect, s.part, s.scale, s.labels or None, predicts=s.predicts)
+    if settings.expect is None:
+        configs = [source / part / "config.json" for part in ("", "vae", "vqvae", "unet")]
+        found = any(config.is_file() and "_class_name" in read(config) for config in configs)
+        if found or (source / "model_index.json").is_file():
+            return load_diffusers(source, settings.scale)
     if settings.expect is not None or settings.scale is not None:
-        raise InputError(f"{source}: one of our models has its configuration and scale; leave --expect and --scale out")
+        raise InputError(f"{source}: has a configuration and scale of its own; leave --expect and --scale out")
     return None
 
 
@@ -439,8 +455,8 @@ def convert(arguments: list[str]) -> None:
     from .folders import found
     from .latent import LatentDiffusion, restored, store
 
-    about = "Copies a model, with its card, in another precision or layout. MODEL may be a first stage of CompVis's (a "
-    about += ".ckpt or .safetensors file) or diffusers' (a folder): convert kl-f8.ckpt runs/kl-f8 --scale 0.18215"
+    about = "Copies a model, with its card, in another precision or layout. MODEL may be CompVis's (a .ckpt or "
+    about += ".safetensors file) or diffusers' (a folder): convert model.ckpt runs/faces --expect celebahq-ldm4"
     names, rest = taken(arguments, "ldm-lite convert", "a model and where to write it", 2)
     settings = options(ConvertConfig, ConvertConfig(), rest, "ldm-lite convert MODEL FOLDER", about)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.dtype]
@@ -449,17 +465,22 @@ def convert(arguments: list[str]) -> None:
         raise InputError(f"{target}: holds something other than a model; choose another folder")
     theirs = foreign(Path(names[0]), settings)
     model = restored(names[0]) if theirs is None else theirs
-    if settings.layout == "ldm-lite":
+    whole = isinstance(model, LatentDiffusion)
+    if settings.part and whole:
+        model = getattr(model, settings.part)
+    elif settings.part and not Path(names[0]).is_file():
+        raise InputError(f"{names[0]}: is {type(model).__name__} and has no parts; leave --part out")
+    if settings.layout == "diffusers":
+        save_diffusers(model, target, dtype, settings.size)
+    elif settings.layout == "compvis":
+        save_compvis(model, target, dtype)
+    else:
         store(model, target, dtype)
-        for name in ("metrics.json", "card.md") if theirs is None else ():
+        for name in ("metrics.json", "card.md") if theirs is None and not (settings.part and whole) else ():
             if (found(names[0]) / name).is_file():
                 shutil.copyfile(found(names[0]) / name, target / name)
-    else:
-        stage = model.first_stage if isinstance(model, LatentDiffusion) else model
-        (save_diffusers if settings.layout == "diffusers" else save_compvis)(stage, target, dtype)
-    files = [target / name for name in may] if target.is_dir() else [target]
-    total = sum(path.stat().st_size for path in files if path.is_file())
-    print(f"{target}: {settings.dtype}, {total / 1e6:.1f} MB")
+    files = [path for path in target.rglob("*") if path.is_file()] if target.is_dir() else [target]
+    print(f"{target}: {settings.dtype}, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 
 
 def demo(arguments: list[str]) -> int:

@@ -200,13 +200,70 @@ def test_convert_names_what_differs_from_the_original_that_was_expected(here, or
     assert "another first stage than the one asked for" in refused(
         capsys, "convert", original[0], "x", "--expect", "kl-f8"
     )
-    assert "no such published first stage; there are kl-f4" in refused(
+    assert "no such published model; there are kl-f4" in refused(
         capsys, "convert", original[0], "x", "--expect", "nothing"
     )
     assert not (here / "x").exists()
     assert "leave --expect and --scale out" in refused(capsys, "convert", "scenes-features", "x", "--scale", "2")
     (here / "text.ckpt").write_text("no weights")
     assert "text.ckpt: " in refused(capsys, "convert", "text.ckpt", "x")
+
+
+@pytest.fixture
+def original_faces(here, monkeypatch, original):
+    """A whole model as CompVis publishes them, but small: (file, model)."""
+    from ldm_lite.conditioners import Unconditional
+    from ldm_lite.diffusion import Diffusion, VariancePreserving
+    from ldm_lite.presets import UNETS
+    from ldm_lite.unet import UNet
+
+    config = UNetConfig(channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=32)
+    monkeypatch.setitem(UNETS, "celebahq-ldm4", config)
+    unet = UNet(config)
+    for p in unet.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.05)
+    model = LatentDiffusion(original[1], unet, Diffusion(VariancePreserving(end=0.02)), Unconditional()).eval()
+    save_compvis(model, here / "faces.ckpt")
+    return "faces.ckpt", model
+
+
+def test_convert_reads_an_original_model_and_writes_a_pipeline_of_diffusers_and_back(here, original_faces, capsys):
+    file, model = original_faces
+    assert cli.main(["convert", file, "ours", "--dtype", "fp32", "--expect", "celebahq-ldm4", "--scale", "0.5"]) == 0
+    assert cli.main(["convert", "ours", "theirs", "--dtype", "fp32", "--layout", "diffusers", "--size", "16"]) == 0
+    assert (here / "theirs/model_index.json").is_file() and "MB" in capsys.readouterr().out
+    assert cli.main(["convert", "theirs", "again", "--dtype", "fp32"]) == 0
+    assert cli.main(["convert", "again", "back.ckpt", "--dtype", "fp32", "--layout", "compvis"]) == 0
+    assert cli.main(["convert", "back.ckpt", "end", "--dtype", "fp32", "--expect", "celebahq-ldm4"]) == 0
+    model.first_stage.scale.fill_(0.5)
+    expected = model.sample({}, steps=2, size=(8, 12))
+    for folder in ("ours", "again", "end"):
+        torch.testing.assert_close(LatentDiffusion.load(folder).sample({}, steps=2, size=(8, 12)), expected)
+
+
+def test_convert_takes_one_part_of_a_whole_model(here, original_faces, model):
+    file, faces = original_faces
+    assert (
+        cli.main(["convert", file, "unet", "--dtype", "fp32", "--part", "denoiser", "--expect", "celebahq-ldm4"]) == 0
+    )
+    torch.testing.assert_close(restored("unet").state_dict(), faces.denoiser.state_dict())
+    assert cli.main(["convert", model, "stage", "--dtype", "fp32", "--part", "first_stage"]) == 0
+    torch.testing.assert_close(restored("stage").state_dict(), restored(model).first_stage.state_dict())
+
+
+def test_convert_says_what_an_original_model_needs(original_faces, capsys):
+    file = original_faces[0]
+    assert "the number of heads is in no shape" in refused(capsys, "convert", file, "x", "--scale", "1")
+    assert "another denoiser than the one asked for: width" in refused(
+        capsys, "convert", file, "x", "--expect", "cin256-v2"
+    )
+    assert "did you mean celebahq-ldm4?" in refused(capsys, "convert", file, "x", "--expect", "celebahq")
+    assert "part: decoder is not one of first_stage, denoiser" in refused(
+        capsys, "convert", file, "x", "--part", "decoder"
+    )
+    cli.main(["convert", file, "stage", "--part", "first_stage"])
+    assert "stage: is Autoencoder and has no parts" in refused(capsys, "convert", "stage", "x", "--part", "denoiser")
 
 
 def test_convert_halves_the_file_and_keeps_the_pictures(here, model):
