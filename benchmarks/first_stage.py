@@ -1,32 +1,24 @@
 """Our first stage beside diffusers' AutoencoderKL with the same weights: python benchmarks/first_stage.py [SECONDS]
 
-kl-f4 at a quarter of its width, on a CPU. For each row two processes, one of ours and one of theirs, work in turns for
-SECONDS (14), so that both meet the same machine; a ratio is the median over the pairs, ours / theirs. Before, they have
-to reconstruct an image alike and, in their first step, find the same loss.
+kl-f4 at a quarter of its width, on a CPU. For each row two processes work in turns for SECONDS (14; pairs.py). Before,
+they have to reconstruct an image alike and, in their first step, find the same loss.
 
 equal: encode and decode; and a training step that is the same lines for both: reconstruct, L1 + KL, backward, AdamW.
 defaults: a training step as `ldm-lite train` makes it (bf16 where the CPU has it, clipped gradients, fused AdamW, the
 averaged weights, malloc told to keep memory) against one of diffusers' own example, train_autoencoderkl.py, with its
 defaults: fp32, clipped gradients, AdamW not fused, gradients zeroed in place. Of that script only what the same loss
-needs: its LPIPS network and its critic, which it runs from the first step on, are left out in its favour.
-
-memory: the peak of a process's resident set (getrusage) less what it has after its imports: weights, gradients and the
-optimizer's state are in it."""
+needs: its LPIPS network and its critic, which it runs from the first step on, are left out in its favour."""
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from pairs import Job, Work, regrouped, rows, show
 from torch import Tensor, nn
 
 from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig
@@ -51,10 +43,7 @@ def theirs(ours: Autoencoder) -> AutoencoderKL:
         latent_channels=CONFIG.channels,
         norm_num_groups=1,
     )
-    groups = {norm.num_channels: norm.num_groups for norm in ours.modules() if isinstance(norm, nn.GroupNorm)}
-    for norm in model.modules():
-        if isinstance(norm, nn.GroupNorm):
-            norm.num_groups = groups[norm.num_channels]
+    regrouped(model, ours)
     state = translated(ours, "diffusers")
     model.load_state_dict({k: state[k].view_as(v) for k, v in model.state_dict().items()})
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in ours.parameters())
@@ -116,80 +105,29 @@ def their_default(model: AutoencoderKL) -> Step:
     return step
 
 
-def worker(wire: Any, weights: str, ours: bool, setting: str, size: int) -> None:
-    """Answers "forward" and "step" with (result, seconds, CPU seconds, peak MB) until told to stop."""
-    begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def job(ours: bool, weights: str, setting: str, size: int) -> Job:
     if ours and setting == "defaults":
         steady_allocator()
     model = Autoencoder(CONFIG)
     model.load_state_dict(torch.load(weights, weights_only=True))
     model = model if ours else theirs(model)
     image = torch.rand(BATCH[size], 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    dtype = torch.bfloat16 if setting == "bf16" else torch.float32
     if setting == "defaults":
         step = our_default(model) if ours else their_default(model)
     else:
-        dtype = torch.bfloat16 if setting == "bf16" else torch.float32
         step = equal(model, dtype)
-    wire.send(reconstructed(model, image[:1]).numpy())
-    while (asked := wire.recv()) != "stop":
-        torch.manual_seed(0)
-        model.train(asked == "step")
-        wall, cpu = time.perf_counter(), time.process_time()
-        if asked == "step":
-            result = step(image)
-        else:
-            with autocast(CPU, dtype):
-                result = float(reconstructed(model, image).float().mean())
-        spent = time.perf_counter() - wall, time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin
-        wire.send((result, *spent, peak / 1024))
 
+    def forward() -> float:
+        model.eval()
+        with autocast(CPU, dtype):
+            return float(reconstructed(model, image).float().mean())
 
-def rows(setting: str, size: int, weights: str, seconds: float, header: bool) -> None:
-    """The table's rows for one setting and size."""
-    context = multiprocessing.get_context("forkserver")
-    wires = []
-    for ours in (True, False):
-        here, there = context.Pipe()
-        context.Process(target=worker, args=(there, weights, ours, setting, size), daemon=True).start()
-        wires.append(here)
-    a, b = (torch.from_numpy(wire.recv()) for wire in wires)
-    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    def train() -> float:
+        model.train()
+        return step(image)
 
-    def answer(i: int, asked: str) -> tuple[float, ...]:
-        wires[i].send(asked)
-        return wires[i].recv()
-
-    for asked in ("step",) if setting == "defaults" else ("forward", "step"):
-        a, b = (answer(i, asked)[0] for i in (0, 1))
-        assert abs(a - b) <= TOLERANCE[setting] * abs(b) or asked == "forward", f"{setting}, {asked}: {a} is not {b}"
-        began, pairs = time.perf_counter(), []
-        while len(pairs) < 5 or time.perf_counter() - began < seconds:
-            order = (0, 1) if len(pairs) % 2 else (1, 0)
-            pair = {i: answer(i, asked) for i in order}
-            pairs.append((pair[0], pair[1]))
-        wall, cpu = (sorted(our[k] / their[k] for our, their in pairs) for k in (1, 2))
-        ms = [1e3 * statistics.median(pair[i][1] for pair in pairs) for i in (0, 1)]
-        mb, n = [pairs[-1][i][3] for i in (0, 1)], len(pairs)
-        row = {
-            "setting": setting,
-            "images": f"{BATCH[size]} of {size} px",
-            "work": {"step": "train", "forward": "encode, decode"}[asked],
-            "time, ours / theirs": f"**{statistics.median(wall):.2f}**",
-            "middle half": f"{wall[n // 4]:.2f}–{wall[-1 - n // 4]:.2f}",
-            "goal": "≤ 0.65" if setting == "defaults" else "≤ 1.00",
-            "CPU time": f"{statistics.median(cpu):.2f}",
-            "ms": f"{ms[0]:.0f} / {ms[1]:.0f}",
-            "pairs": f"{n}",
-            "memory (goal ≤ 1.00)": f"**{mb[0] / mb[1]:.2f}**",
-            "MB": f"{mb[0]:.0f} / {mb[1]:.0f}",
-        }
-        if header:
-            print(f"| {' | '.join(row)} |\n{'|---' * len(row)}|")
-            header = False
-        print(f"| {' | '.join(row.values())} |", flush=True)
-    for wire in wires:
-        wire.send("stop")
+    return Job(reconstructed(model, image[:1]), {"forward": forward, "step": train})
 
 
 def main() -> None:
@@ -199,9 +137,15 @@ def main() -> None:
     with tempfile.NamedTemporaryFile() as file:
         torch.manual_seed(0)
         torch.save(Autoencoder(CONFIG).state_dict(), file.name)
+        header = True
         for setting in ("fp32", "bf16", "defaults") if bf16 else ("fp32", "defaults"):
+            works = [Work("step", "train", "0.65" if setting == "defaults" else "1.00", TOLERANCE[setting])]
+            if setting != "defaults":
+                works.insert(0, Work("forward", "encode, decode", "1.00"))
             for size in BATCH:
-                rows(setting, size, file.name, seconds, header=(setting, size) == ("fp32", 64))
+                for row in rows(job, (file.name, setting, size), works, seconds):
+                    show({"setting": setting, "images": f"{BATCH[size]} of {size} px"} | row, header)
+                    header = False
 
 
 if __name__ == "__main__":
