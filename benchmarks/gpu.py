@@ -1,0 +1,171 @@
+"""The CelebA-HQ UNet (274 million weights) on a GPU, ours and diffusers': python benchmarks/gpu.py [--tiny] [SECONDS]
+
+The same weights for both, cached latents of 64 x 64 x 3, bf16 autocast over fp32 weights, channels last, fused AdamW;
+eager and under torch.compile. train: images a second of optimiser steps on batches of 48, the paper's. sample: DDIM
+steps a second times the batch of 16, no gradients. Each is the median of repeats within SECONDS (20), after a warm-up.
+
+fraction: what is reached of the card's own matrix rate, which is measured first, in the same run: the best bf16 product
+of two 8192 x 8192 matrices. The operations counted are those of the UNet's matrix products and convolutions (torch's
+counter; a training step is three forward passes), so nothing that a kernel does on the side is credited.
+Goals: compiled training ≥ 1.15 x diffusers' compiled, and ≥ 45 % of the matrix rate.
+
+--tiny runs the same lines on the CPU with a small model, to see that they run: its numbers say nothing."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from denoiser import both, random_weights
+from pairs import show
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm_lite.condition import Condition
+from ldm_lite.diffusion import Diffusion, Estimate, VariancePreserving
+from ldm_lite.presets import UNETS
+from ldm_lite.samplers import ddim
+from ldm_lite.unet import UNet, UNetConfig
+
+TINY = UNetConfig(channels=3, width=32, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=32)
+
+
+class Place:
+    """The device, and how long work on it takes."""
+
+    def __init__(self, tiny: bool, seconds: float):
+        self.device, self.seconds = torch.device("cpu" if tiny else "cuda"), seconds
+        self.config, self.side, self.square = (TINY, 8, 128) if tiny else (UNETS["celebahq-ldm4"], 64, 8192)
+        self.batch, self.samples = (2, 2) if tiny else (48, 16)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds_of(self, work: Callable[[], object], warm_up: int = 3) -> float:
+        """The median over repeats."""
+        for _ in range(warm_up):
+            work()
+        self.wait()
+        began, times = time.perf_counter(), []
+        while len(times) < 5 or time.perf_counter() - began < self.seconds:
+            before = time.perf_counter()
+            work()
+            self.wait()
+            times.append(time.perf_counter() - before)
+        return statistics.median(times)
+
+    def latents(self, rows: int) -> Tensor:
+        z = torch.randn(rows, self.config.channels, self.side, self.side, device=self.device)
+        return z.contiguous(memory_format=torch.channels_last)
+
+    def peak(self) -> float:
+        """GB allocated at most since the last call."""
+        if self.device.type != "cuda":
+            return float("nan")
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
+def matrix_rate(place: Place) -> float:
+    """Operations a second of the best bf16 product."""
+    a, b = (torch.randn(place.square, place.square, device=place.device).bfloat16() for _ in range(2))
+    return max(2 * place.square**3 / place.seconds_of(lambda: a @ b) for _ in range(3))
+
+
+def operations(config: UNetConfig, side: int) -> float:
+    """Of one forward pass of one image: two for each multiplication with addition."""
+    with torch.device("meta"):
+        unet, z, clock = UNet(config), torch.empty(1, config.channels, side, side), torch.empty(1)
+        with FlopCounterMode(display=False) as counter:
+            unet(z, clock, Condition())
+    return counter.get_total_flops()
+
+
+def training(place: Place, model: nn.Module, denoise: Callable[[Tensor, Tensor], Tensor]) -> float:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    z, eps = place.latents(place.batch), place.latents(place.batch)
+    clock = torch.linspace(1, 998, place.batch, device=place.device)
+
+    def step() -> None:
+        with torch.autocast(place.device.type, torch.bfloat16):
+            loss = F.mse_loss(denoise(z, clock).float(), eps)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return place.batch / place.seconds_of(step)
+
+
+def sampling(place: Place, model: nn.Module, denoise: Callable[[Tensor, Tensor], Tensor], steps: int = 10) -> float:
+    """Evaluations a second, times the batch, of our DDIM around either network."""
+    model.eval()
+    diffusion, z = Diffusion(VariancePreserving()), place.latents(place.samples)
+
+    def predict(z: Tensor, t: Tensor) -> Estimate:
+        clock = diffusion.schedule.clock(t).to(z.device, torch.float32).expand(len(z))
+        with torch.autocast(place.device.type, torch.bfloat16):
+            output = denoise(z, clock)
+        return diffusion.estimate(output.float(), z, t)
+
+    def sample() -> None:
+        with torch.no_grad():
+            for _ in ddim(predict, z, diffusion.schedule.grid(steps), diffusion.schedule):
+                pass
+
+    return steps * place.samples / place.seconds_of(sample, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="the CelebA-HQ UNet on a GPU, ours and diffusers'")
+    parser.add_argument("--tiny", action="store_true", help="the same lines on the CPU, to see that they run")
+    parser.add_argument("seconds", nargs="?", type=float, default=20.0)
+    arguments = parser.parse_args()
+    if not arguments.tiny and not torch.cuda.is_available():
+        sys.exit("gpu.py: there is no GPU here, so nothing was measured (--tiny runs the same lines on the CPU)")
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # diffusers has such calls
+    torch.set_float32_matmul_precision("high")
+    place = Place(arguments.tiny, arguments.seconds)
+    name = "CPU, tiny model: these numbers say nothing" if arguments.tiny else torch.cuda.get_device_name()
+    rate, forward = matrix_rate(place), operations(place.config, place.side)
+    print(f"torch {torch.__version__}, {name}\nbf16 matrix product {rate / 1e12:.1f} TFLOP/s, ", end="")
+    print(f"a forward pass of one image {forward / 1e9:.1f} GFLOP\n")
+    found: dict[tuple[str, bool, bool], float] = {}
+    with tempfile.NamedTemporaryFile() as file:
+        random_weights(place.config, file.name)
+        for compiled in (False, True):
+            for ours in (False, True):
+                for work, run, passes in (("train", training, 3), ("sample", sampling, 1)):
+                    model, denoise = both(file.name, place.config, ours)
+                    model.to(place.device, memory_format=torch.channels_last)
+                    if compiled:
+                        model.compile(fullgraph=ours)
+                    place.peak()
+                    found[work, ours, compiled] = each = run(place, model, denoise)
+                    row = {
+                        "network": "ours" if ours else "diffusers",
+                        "mode": "compiled" if compiled else "eager",
+                        "work": work,
+                        "images/s": f"{each:.1f}",
+                        "of the matrix rate": f"{passes * forward * each / rate:.1%}",
+                        "GB": f"{place.peak():.1f}",
+                        "ours / diffusers": f"**{each / found[work, False, compiled]:.2f}**" if ours else "",
+                    }
+                    show(row, header=len(found) == 1)
+                    del model, denoise
+                    torch.compiler.reset()
+                    if place.device.type == "cuda":
+                        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
