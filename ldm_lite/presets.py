@@ -248,7 +248,7 @@ UNETS: dict[str, UNetConfig] = {
     "rdm768": UNetConfig(channels=16, width=448, mult=(1, 2, 3, 4), attend_at=(1, 2, 4), head_channels=32, context=768),
 }
 
-# The paper's unconditional models (its table 12) --------------------------------------------------------------------
+# The paper's models whose conditions are there (its tables 12, 13 and 15) ---------------------------------------------
 
 
 def _unconditional(name: str, batch: int, lr: float, steps: int) -> DiffusionRecipe:
@@ -267,6 +267,23 @@ PAPER = {
         distance="l1",
         data=DataConfig("photographs", 256, flip=True),
         train=TrainConfig(steps=500_000, batch=96, lr=5e-5, warmup=10_000),
+    ),
+    # ImageNet: a folder for each class, whose name is the label. The first was trained without a null class; how often
+    # the second's labels were dropped is not published.
+    "cin256": DiffusionRecipe(
+        "vq-f8",
+        UNETS["cin256"],
+        classes=True,
+        dropout=0.0,
+        data=DataConfig("photographs", 256),
+        train=TrainConfig(steps=2_900_000, batch=64, lr=6.4e-5, warmup=0),
+    ),
+    "cin256-v2": DiffusionRecipe(
+        "vq-f4",
+        UNETS["cin256-v2"],
+        classes=True,
+        data=DataConfig("photographs", 256),
+        train=TrainConfig(steps=178_000, batch=1200, lr=1e-4, warmup=0),
     ),
 }
 

@@ -57,6 +57,8 @@ SIZES = {
     "ffhq-ldm4": 274_056_163,
     "lsun-bedrooms-ldm4": 274_056_163,
     "lsun-churches-ldm8": 294_966_916,
+    "cin256": 394_984_196,
+    "cin256-v2": 400_920_579,
 }
 
 
@@ -73,9 +75,11 @@ def test_a_published_model_has_as_many_parameters_as_its_checkpoint(name):
         ("ffhq-ldm4", 4, 3, 42, 8.4e-5, 635_000),
         ("lsun-bedrooms-ldm4", 4, 3, 48, 9.6e-5, 1_900_000),
         ("lsun-churches-ldm8", 8, 4, 96, 5e-5, 500_000),
+        ("cin256", 8, 4, 64, 6.4e-5, 2_900_000),
+        ("cin256-v2", 4, 3, 1200, 1e-4, 178_000),
     ],
 )
-def test_the_papers_models_are_trained_as_its_table_12_says(name, f, channels, batch, lr, steps):
+def test_the_papers_models_are_trained_as_its_tables_say(name, f, channels, batch, lr, steps):
     train, stage = recipe(name).train, built(name).first_stage
     assert (train.batch, train.lr, train.steps, train.ema) == (batch, lr, steps, 0.9999)
     assert (stage.f, stage.channels, recipe(name).data.size) == (f, channels, 256)
@@ -88,6 +92,16 @@ def test_churches_are_trained_with_l1_on_a_schedule_and_a_warm_up_of_their_own()
         VariancePreserving(end=0.0155),
         10_000,
     )
+
+
+def test_the_model_of_imagenet_is_told_its_labels_as_one_token_and_has_a_null_class():
+    class Photographs:
+        label_names = tuple(str(i) for i in range(1000))
+
+    with torch.device("meta"):
+        model = recipe("cin256-v2").named(Photographs()).build()
+    assert model.conditioner.config.door == "context"
+    assert model.conditioner.embedding.weight.shape == (1001, model.denoiser.config.context) == (1001, 512)
 
 
 def test_the_labels_of_the_scenes_are_the_datasets():
