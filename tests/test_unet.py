@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
+from ldm_lite.checkpoints import translated
 from ldm_lite.condition import Condition
 from ldm_lite.config import InputError
 from ldm_lite.layers import ResBlock, SelfAttention, norm
@@ -69,46 +69,6 @@ def test_the_published_models_have_the_heads_that_they_were_trained_with():
     assert all(set(heads[name]) == {8} for name in ("txt2img-1p4b", "sd-v1", "lsun-churches-ldm8", "inpainting"))
 
 
-def translated(unet: UNet) -> dict[str, Tensor]:
-    """The weights under the names of diffusers."""
-    per_level, result = unet.config.blocks + 1, {}
-    for name, value in unet.state_dict().items():
-        part, _, rest = name.partition(".")
-        if part in ("down", "up", "mid"):
-            i, _, rest = rest.partition(".")
-            level, place = (0, int(i)) if part == "mid" else divmod(int(i), per_level)
-            block = "mid_block" if part == "mid" else f"{part}_blocks.{level}"
-            kind, _, inner = rest.partition(".")
-            kinds = {"res": f"resnets.{place}", "attend": f"attentions.{place}", "resample": "upsamplers.0"}
-            # what is none of these is the change of size at the end of a level on the way down
-            name = f"{block}.{kinds[kind]}.{inner}" if kind in kinds else f"{block}.downsamplers.0.{rest}"
-        if ".qkv." in name:  # head by head
-            heads = unet.config.split(len(value) // 3)[0]
-            q, k, v = rearrange(value.squeeze(), "(heads qkv d) ... -> qkv (heads d) ...", heads=heads, qkv=3)
-            result |= {name.replace(".qkv.", f".{to}."): w for to, w in (("to_q", q), ("to_k", k), ("to_v", v))}
-            continue
-        for ours, theirs in (
-            ("time.0.", "time_embedding.linear_1."),
-            ("time.2.", "time_embedding.linear_2."),
-            ("vector.0.", "class_embedding.linear_1."),
-            ("vector.2.", "class_embedding.linear_2."),
-            ("stem.", "conv_in."),
-            ("norm_out.", "conv_norm_out."),
-            (".emb.", ".time_emb_proj."),
-            (".skip.", ".conv_shortcut."),
-            (".blocks.", ".transformer_blocks."),
-            (".to_out.", ".to_out.0."),
-            (".ff.proj.", ".ff.net.0.proj."),
-            (".ff.out.", ".ff.net.2."),
-        ):
-            name = name.replace(ours, theirs)
-        if ".attentions." in name and not unet.config.context:
-            name = name.replace(".proj_out.", ".to_out.0.").replace(".norm.", ".group_norm.")
-            value = value.squeeze()
-        result[name] = value
-    return result
-
-
 def peer(unet: UNet, cls: str, plain: str, attending: str, **settings) -> nn.Module:
     """diffusers' network with the same weights, and with the number of groups that ours takes at each width."""
     import diffusers
@@ -129,7 +89,7 @@ def peer(unet: UNet, cls: str, plain: str, attending: str, **settings) -> nn.Mod
     for module in other.modules():
         if isinstance(module, nn.GroupNorm):
             module.num_groups = norm(module.num_channels, 0).num_groups
-    other.load_state_dict(translated(unet))
+    other.load_state_dict(translated(unet, "diffusers"))
     return other
 
 
