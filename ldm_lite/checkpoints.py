@@ -435,11 +435,14 @@ def _compvis_conditioner(
 
 
 def _compvis_schedule(state: Mapping[str, Tensor], where: str | Path) -> VariancePreserving:
-    """The schedule that has the file's betas, exactly: its ends are theirs, to the digits that float32 holds."""
+    """The schedule that has all of the file's betas: its ends are theirs, to the digits that their dtype holds."""
     if "betas" not in state:
         raise InputError(f"{where}: betas is missing; give schedule")
+    digits, rtol = (
+        (3, 6e-4) if state["betas"].dtype == torch.float16 else (6, 1e-6)
+    )  # some files were halved, all in all
     betas = state["betas"].double()
-    start, end = (float(f"{float(betas[i]):.6g}") for i in (0, -1))
+    start, end = (float(f"{float(betas[i]):.{digits}g}") for i in (0, -1))
     tries: list[dict[str, Any]] = [
         {"kind": "scaled_linear", "start": start, "end": end},
         {"kind": "linear", "start": start, "end": end},
@@ -450,7 +453,7 @@ def _compvis_schedule(state: Mapping[str, Tensor], where: str | Path) -> Varianc
             schedule = VariancePreserving(**settings, steps=len(betas))
         except ValueError:
             continue
-        if torch.allclose(_buffers(schedule)["betas"], betas, rtol=1e-6, atol=0):
+        if torch.allclose(_buffers(schedule)["betas"], betas, rtol=rtol, atol=0):
             return schedule
     raise InputError(f"{where}: betas from {start} to {end} are none of our schedules; give schedule")
 

@@ -608,8 +608,9 @@ def test_the_schedule_of_a_published_model_is_found_in_its_betas(name, tmp_path)
     state, tables = torch.load(path)["state_dict"], original_tables(*BETAS[name])
     for key, table in tables.items():
         torch.testing.assert_close(state[key], table, rtol=2e-7, atol=0 if key != "alphas_cumprod_prev" else 1e-7)
-    torch.save({"state_dict": state | tables}, path)
-    assert load_compvis(path, SAME["faces"]).diffusion == model.diffusion
+    for stored in (tables, {key: table.half() for key, table in tables.items()}):  # some files were halved as a whole
+        torch.save({"state_dict": state | stored}, path)
+        assert load_compvis(path, SAME["faces"]).diffusion == model.diffusion
 
 
 @pytest.mark.parametrize(
@@ -712,6 +713,25 @@ def test_a_narrow_model_goes_to_diffusers_when_all_its_norms_have_as_many_groups
     z = torch.randn(1, 2, 3, 2)
     with torch.no_grad():
         assert_close(model.decode(z), peer(tmp_path).decode(z).sample)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pipeline_as_the_hub_has_it_is_read(tmp_path):
+    """As CompVis/ldm-celebahq-256: pickled weights, attention under its old names, a VQ model without a scale."""
+    model, old = whole_model(), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    save_diffusers(model, tmp_path)
+    for part in ("vqvae", "unet"):
+        saved = tmp_path / part / "diffusion_pytorch_model.safetensors"
+        state = {re.sub("|".join(old), lambda m: old[m[0]], name): value for name, value in load_file(saved).items()}
+        torch.save(state, saved.with_suffix(".bin"))
+        saved.unlink()
+    config = read(tmp_path / "vqvae" / "config.json")
+    del config["scaling_factor"]
+    write(tmp_path / "vqvae" / "config.json", config)
+    scheduler = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear", "clip_sample": False}
+    scheduler |= {"_class_name": "DDIMScheduler", "trained_betas": None, "timestep_values": None}
+    write(tmp_path / "scheduler" / "scheduler_config.json", scheduler)
+    assert_same_model(load_diffusers(tmp_path), model)
 
 
 # What checkpoints look like -----------------------------------------------------------------------------------------
