@@ -347,10 +347,14 @@ def questions(c: UNetConfig) -> tuple[Tensor, Tensor, Condition]:
     return torch.randn(2, c.channels, 12, 20), torch.tensor([3.0, 641.0]), cond
 
 
-def assert_alike(a: Tensor, b: Tensor) -> None:
-    """To the accuracy of float32."""
-    assert 0.2 < a.std() < 2
-    torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+def assert_alike(ours, theirs, asked: tuple[Tensor, Tensor, Condition]) -> None:
+    """The same function of (z, clock, condition): in float64, and in float32 up to the 2e-6 that each rounds."""
+    for dtype, tolerance in ((torch.float32, 4e-6), (torch.float64, 1e-12)):
+        z, clock, cond = asked[0].to(dtype), asked[1], asked[2].map(lambda tensor, dtype=dtype: tensor.to(dtype))
+        with torch.no_grad():
+            a, b = ours.to(dtype)(z, clock, cond), theirs(dtype)(z, clock, cond)
+        assert 0.2 < a.std() < 2
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
 class OriginalUNet:
@@ -445,7 +449,7 @@ class OriginalUNet:
     def __call__(self, z: Tensor, clock: Tensor, cond: Condition) -> Tensor:
         half = self.state["time_embed.0.weight"].shape[1] // 2
         angle = clock[:, None] * torch.exp(-math.log(10000) * torch.arange(half) / half)
-        embedding = torch.cat([angle.cos(), angle.sin()], 1)
+        embedding = torch.cat([angle.cos(), angle.sin()], 1).to(z.dtype)
         self.emb = self.linear("time_embed.2", F.silu(self.linear("time_embed.0", embedding)))
         if cond.vector is not None:
             self.emb = self.emb + self.linear("label_emb.0.2", F.silu(self.linear("label_emb.0.0", cond.vector)))
@@ -467,10 +471,13 @@ def test_a_denoiser_in_the_original_names_computes_the_same_by_the_original_algo
     save_compvis(unet, tmp_path / "unet.safetensors")
     state = load_file(tmp_path / "unet.safetensors")
     assert all(key.startswith("model.diffusion_model.") for key in state)
-    other = OriginalUNet(state, lambda width: config.split(width)[0], config.resblock_updown, config.blocks + 1)
-    asked = questions(config)
-    assert_alike(unet(*asked), other(*asked))
+
+    def other(dtype):
+        wide, split = {name: value.to(dtype) for name, value in state.items()}, lambda width: config.split(width)[0]
+        return OriginalUNet(wide, split, config.resblock_updown, config.blocks + 1)
+
     assert_same(load_compvis(tmp_path / "unet.safetensors", config), unet)
+    assert_alike(unet, other, questions(config))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -478,16 +485,21 @@ def test_a_denoiser_in_the_original_names_computes_the_same_by_the_original_algo
 def test_diffusers_computes_the_same_from_the_folder_of_a_denoiser_and_back(name, tmp_path):
     unet, config = denoiser(SAME[name]), SAME[name]
     save_diffusers(unet, tmp_path / "ours")
-    other = peer(tmp_path / "ours")
-    z, clock, cond = questions(config)
-    h = z if cond.concat is None else torch.cat([z, cond.concat], 1)
-    told = () if cond.context is None else (cond.context,)
-    more = {} if cond.vector is None else {"class_labels": cond.vector}
-    with torch.no_grad():
-        assert_alike(unet(z, clock, cond), other(h, clock, *told, **more).sample)
-    other.save_pretrained(tmp_path / "theirs")
+    theirs = peer(tmp_path / "ours")
+
+    def other(dtype):
+        def called(z, clock, cond):
+            h = z if cond.concat is None else torch.cat([z, cond.concat], 1)
+            told = () if cond.context is None else (cond.context,)
+            more = {} if cond.vector is None else {"class_labels": cond.vector}
+            return theirs.to(dtype)(h, clock, *told, **more).sample
+
+        return called
+
+    theirs.save_pretrained(tmp_path / "theirs")
     for folder in ("ours", "theirs"):
         assert_same(load_diffusers(tmp_path / folder), unet)
+    assert_alike(unet, other, questions(config))
 
 
 def test_a_wrong_number_of_heads_loads_strictly_and_computes_something_else(tmp_path):
