@@ -296,7 +296,7 @@ def without(values: dict, *path: str) -> dict:
         (lambda v: v | {"diffusion": v["diffusion"] | {"predicts": "x0"}}, "predicts: x0"),
         (lambda v: v | {"diffusion": v["diffusion"] | {"guess": 1}}, "guess"),
         (lambda v: v | {"denoiser": v["denoiser"] | {"widht": 8}}, "widht: UNetConfig has channels, width"),
-        (lambda v: v | {"denoiser": v["denoiser"] | {"heads": 3}}, "UNetConfig: .*cannot be split into 3 heads"),
+        (lambda v: v | {"denoiser": v["denoiser"] | {"heads": 3}}, "heads, head_channels: .*cannot be split into 3 heads"),
     ],
 )
 def test_a_config_that_is_no_model_of_ours_is_named(spoil, message, tmp_path):
