@@ -125,7 +125,9 @@ class SelfAttention(nn.Module):
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         qkv = self.qkv(self.norm(h))
         qkv = rearrange(qkv, "b (heads three d) y x -> three b heads (y x) d", heads=self.heads, three=3)
-        x = F.scaled_dot_product_attention(*qkv.contiguous())  # for other strides it is not fused
+        if not (torch.is_grad_enabled() and h.shape[2] * h.shape[3] < 128):
+            qkv = qkv.contiguous()  # for other strides a CPU does not fuse it, which is faster for few tokens in bf16
+        x = F.scaled_dot_product_attention(*qkv)
         return h + self.proj_out(rearrange(x, "b heads (y x) d -> b (heads d) y x", y=h.shape[2]))
 
 
