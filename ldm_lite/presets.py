@@ -306,7 +306,7 @@ SCENES = {
         predicts="v",
         labels=_scene_labels(),
         data=DataConfig(count=60_000),
-        train=_quick(16_000, 32, 1e-3, 0.9995, sample_every=1000),
+        train=_quick(12_000, 32, 1e-3, 0.9995, sample_every=1000),
     ),
     # what Features("scenes") looks at pictures with
     "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
