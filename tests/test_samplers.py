@@ -7,7 +7,7 @@ import torch
 
 from ldm_lite.condition import Condition
 from ldm_lite.diffusion import Diffusion, Estimate, RectifiedFlow, VariancePreserving
-from ldm_lite.samplers import Step, ddim, keep_known, last, predictor
+from ldm_lite.samplers import Step, ddim, dpm_solver, heun, keep_known, last, plms, predictor
 
 PAPER, FLOW = VariancePreserving(), RectifiedFlow()
 SCHEDULES = pytest.mark.parametrize("schedule", [PAPER, VariancePreserving("cosine"), FLOW], ids=str)
@@ -68,6 +68,80 @@ def test_on_a_straight_path_one_step_of_a_flow_is_enough():
     torch.testing.assert_close(step.z, torch.full_like(noise, 1.7))
 
 
+# A mixture of three Gaussians in the plane: its score is known, and its paths by a solution that is very fine
+MEANS = torch.tensor([[1.0, 0.5], [-1.0, -0.2], [0.3, -1.1]], dtype=torch.float64)
+SHARES, STD = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 0.4
+
+
+def believed(z, alpha: float, sigma: float) -> Estimate:
+    variance = (alpha * STD) ** 2 + sigma**2
+    away = z[:, None] - alpha * MEANS
+    share = (SHARES.log() - away.square().sum(-1) / (2 * variance)).softmax(1)[..., None]
+    z0 = (share * (MEANS + alpha * STD**2 / variance * away)).sum(1)
+    return Estimate(z0, sigma / variance * (share * away).sum(1))
+
+
+def mixture(schedule):
+    return lambda z, t: believed(z, *map(float, schedule(t)))
+
+
+def solution(z, schedule, begin: float, end: float, steps: int = 1000):
+    """Where z goes from begin to end: Runge and Kutta's fourth order in the angle phi, alpha : sigma = cos : sin.
+
+    A path has no other parameter than this angle and the length of (alpha, sigma), so that no grid or table enters."""
+    here, there = (tuple(map(float, schedule(torch.tensor(t, dtype=torch.float64)))) for t in (begin, end))
+    slope = lambda z, phi: (lambda e: math.cos(phi) * e.eps - math.sin(phi) * e.z0)(
+        believed(z, math.cos(phi), math.sin(phi))
+    )
+    phi, z = math.atan2(*here[::-1]), z / math.hypot(*here)
+    h = (math.atan2(*there[::-1]) - phi) / steps
+    for _ in range(steps):
+        a = slope(z, phi)
+        b = slope(z + h / 2 * a, phi + h / 2)
+        c = slope(z + h / 2 * b, phi + h / 2)
+        d = slope(z + h * c, phi + h)
+        z, phi = z + h / 6 * (a + 2 * b + 2 * c + d), phi + h
+    return z * math.hypot(*there)
+
+
+def order(sampler, schedule, begin: float, end: float, fine: int) -> float:
+    """log2 of what doubling an even grid to `fine` steps makes of the error."""
+    start, errors = z(100, 2), []
+    for steps in (fine // 2, fine):
+        times = torch.linspace(begin, end, steps + 1, dtype=torch.float64)
+        result = last(sampler(mixture(schedule), start, times, schedule))
+        errors.append(float((result - solution(start, schedule, begin, end)).square().mean()) ** 0.5)
+    return math.log2(errors[0] / errors[1])
+
+
+@pytest.mark.parametrize(("sampler", "expected"), [(ddim, 1), (heun, 2), (dpm_solver, 2), (plms, 2)])
+# 450 of the paper's steps lie in 0.1 … 1: the grid falls on its table, where the kinks between them are not seen
+@pytest.mark.parametrize(("schedule", "begin", "end", "fine"), [(PAPER, 1.0, 0.1, 450), (FLOW, 0.9, 0.1, 400)], ids=str)
+def test_the_order_of_convergence_is_what_the_papers_promise(sampler, expected, schedule, begin, end, fine):
+    assert order(sampler, schedule, begin, end, fine) == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize(("sampler", "expected"), [(ddim, 1), (heun, 2), (plms, 2)])
+def test_the_order_is_kept_from_pure_noise_to_clean_data(sampler, expected):
+    assert order(sampler, FLOW, 1.0, 0.0, 400) == pytest.approx(expected, abs=0.15)
+
+
+def test_the_uniform_grid_of_a_chain_loses_an_order_in_its_last_step():
+    """sigma falls as sqrt(t) there, and the step to t = 0 is Euler's."""
+    assert order(heun, PAPER, 1.0, 0.0, 500) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("sampler", [ddim, heun, dpm_solver, plms])
+@pytest.mark.parametrize("schedule", [PAPER, VariancePreserving("cosine"), FLOW], ids=str)
+def test_mean_and_covariance_of_a_mixture_are_recovered(sampler, schedule):
+    result = last(sampler(mixture(schedule), z(20_000, 2), schedule.grid(100), schedule))
+    mean = SHARES @ MEANS
+    covariance = (SHARES * (MEANS - mean).T) @ (MEANS - mean) + STD**2 * torch.eye(2, dtype=torch.float64)
+    # sampling alone errs by 0.006; the paper's chain does not begin at pure noise
+    torch.testing.assert_close(result.mean(0), mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(result.T.cov(), covariance, rtol=0, atol=0.03)
+
+
 # Authorities --------------------------------------------------------------------------------------------------------
 
 
@@ -75,34 +149,135 @@ def peer(predicts: str, name: str = "DDIMScheduler", **settings):
     import diffusers
 
     kind = {"eps": "epsilon", "z0": "sample", "v": "v_prediction"}[predicts]
+    if name not in ("PNDMScheduler", "DPMSolverMultistepScheduler"):  # the others clip unless told not to
+        settings["clip_sample"] = False
     return getattr(diffusers, name)(
         beta_schedule="scaled_linear",
         beta_start=0.0015,
         beta_end=0.0195,
-        clip_sample=False,
         prediction_type=kind,
         timestep_spacing="trailing",
         **settings,
     )
 
 
+def doubled(scheduler):
+    """The peer, with its chain in float64: its own table is float32."""
+    bar = PAPER.log_alpha_bar(torch.arange(1, 1001).double() / 1000).exp()
+    scheduler.alphas = bar / torch.cat([bar.new_ones(1), bar[:-1]])
+    scheduler.alphas_cumprod, scheduler.betas = bar, 1 - scheduler.alphas
+    if len(getattr(scheduler, "sigmas", ())) > 1:  # of its grid, each twice in their Heun, and 0
+        scheduler.sigmas = torch.cat([(1 / bar - 1).sqrt()[scheduler.timesteps.long()], bar.new_zeros(1)])
+    return scheduler
+
+
+def denoiser(predicts: str, schedule=PAPER):
+    """A network that has learned data of two values, in float64: sampling it does not magnify rounding."""
+
+    def model(z, clock, cond=None):
+        alpha, sigma = schedule(((clock + 1) / 1000 if schedule is PAPER else clock / 1000).double())
+        alpha, sigma = (c.view(-1, *[1] * (z.ndim - 1)) for c in (alpha, sigma))
+        spread = (alpha * 0.3) ** 2 + sigma**2
+        near, far = z + 0.5 * alpha, z - 1.2 * alpha
+        z0 = 0.09 * alpha / spread * z + (1 - 0.09 * alpha**2 / spread) * (
+            0.35 + 0.85 * torch.tanh((near**2 - far**2) / (4 * spread))
+        )
+        eps = (z - alpha * z0) / sigma.clamp(min=1e-9)
+        return {"eps": eps, "z0": z0, "v": alpha * eps - sigma * z0, "flow": eps - z0}[predicts]
+
+    return model
+
+
+def ours(predicts: str, schedule=PAPER):
+    """predict for the network above. The clock of a real network is float32; here it is exact."""
+    model, d = denoiser(predicts, schedule), Diffusion(schedule, predicts)
+    return lambda z, t: d.estimate(model(z, schedule.clock(t).expand(len(z))), z, t)
+
+
+def close(a, b, tolerance: float = 1e-6):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+STEPS = pytest.mark.parametrize("steps", [10, 20, 50])
+
+
 @pytest.mark.parametrize("predicts", ["eps", "z0", "v"])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("steps", [1, 10, 20, 50])
 def test_ddim_is_that_of_diffusers(predicts, eta, steps):
-    start, noises = z(3, 2, 5, 7).float(), [z(3, 2, 5, 7).float() for _ in range(steps)]
-    scheduler = peer(predicts, set_alpha_to_one=True)
+    start, noises = z(3, 2, 5, 7), [z(3, 2, 5, 7) for _ in range(steps)]
+    scheduler = doubled(peer(predicts, set_alpha_to_one=True))
     scheduler.set_timesteps(steps)
-    predict = predictor(network, Diffusion(PAPER, predicts), Condition())
     fresh = iter(noises)
-    ours = list(ddim(predict, start, PAPER.grid(steps), PAPER, eta, noise=lambda z: next(fresh)))
+    path = list(ddim(ours(predicts), start, PAPER.grid(steps), PAPER, eta, noise=lambda z: next(fresh)))
 
     theirs = start
-    for n, step, noise in zip(scheduler.timesteps, ours, noises, strict=True):
-        output = network(theirs, n.float().expand(3), Condition())
+    for n, step, noise in zip(scheduler.timesteps, path, noises, strict=True):
+        output = denoiser(predicts)(theirs, n.expand(3))
         theirs, z0 = scheduler.step(output, n, theirs, eta=eta, variance_noise=noise, return_dict=False)
-        torch.testing.assert_close(step.z, theirs, rtol=2e-4, atol=2e-4)
-        torch.testing.assert_close(step.z0, z0, rtol=2e-3, atol=2e-3)
+        close(step.z, theirs)
+        close(step.z0, z0)
+
+
+@STEPS
+def test_plms_is_that_of_diffusers(steps):
+    """For eps: their PNDM draws on v itself where v is predicted, the original and ours on the eps it stands for."""
+    scheduler = doubled(peer("eps", "PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=True))
+    scheduler.set_timesteps(steps)
+    theirs = start = z(3, 2, 5, 7)
+    for n in scheduler.timesteps:
+        theirs = scheduler.step(denoiser("eps")(theirs, n.expand(3)), n, theirs).prev_sample
+    close(last(plms(ours("eps"), start, PAPER.grid(steps), PAPER)), theirs)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "z0", "v"])
+@STEPS
+def test_heun_is_that_of_diffusers(predicts, steps):
+    scheduler = peer(predicts, "HeunDiscreteScheduler")
+    scheduler.set_timesteps(steps)
+    start = z(3, 2, 5, 7)
+    theirs = start / PAPER(torch.tensor(1.0))[0]  # theirs moves z / alpha
+    for n in (scheduler := doubled(scheduler)).timesteps:
+        output = denoiser(predicts)(scheduler.scale_model_input(theirs, n), n.expand(3))
+        theirs = scheduler.step(output, n, theirs).prev_sample
+    close(last(heun(ours(predicts), start, PAPER.grid(steps), PAPER)), theirs)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "z0", "v"])
+@STEPS
+def test_dpm_solver_is_that_of_diffusers(predicts, steps):
+    scheduler = peer(predicts, "DPMSolverMultistepScheduler")
+    scheduler.set_timesteps(steps)
+    theirs = start = z(3, 2, 5, 7)
+    for n in (scheduler := doubled(scheduler)).timesteps:
+        theirs = scheduler.step(denoiser(predicts)(theirs, n.expand(3)), n, theirs.double()).prev_sample
+    # their step rounds to float32
+    close(last(dpm_solver(ours(predicts), start, PAPER.grid(steps), PAPER)), theirs)
+
+
+@STEPS
+def test_ddim_on_a_flow_is_the_euler_of_diffusers(steps):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=FLOW.grid(steps)[:-1].tolist())
+    scheduler.sigmas = FLOW.grid(steps)
+    theirs = start = z(3, 2, 5, 7)
+    for n, t in zip(scheduler.timesteps, FLOW.grid(steps), strict=False):
+        output = denoiser("flow", FLOW)(theirs, FLOW.clock(t).expand(3))
+        theirs = scheduler.step(output, n, theirs).prev_sample
+    close(last(ddim(ours("flow", FLOW), start, FLOW.grid(steps), FLOW)), theirs)
+
+
+def test_all_steps_with_eta_one_are_those_of_diffusers_ddpm():
+    start, noise = z(3, 2, 5, 7), torch.Generator().manual_seed(4)
+    same, theirs = noise.clone_state(), start
+    scheduler = doubled(peer("eps", "DDPMScheduler", variance_type="fixed_small"))
+    for n in range(999, -1, -1):
+        output = denoiser("eps")(theirs, torch.full((3,), n))
+        theirs = scheduler.step(output, n, theirs, generator=same).prev_sample
+    drawn = lambda like: torch.randn(like.shape, generator=noise, dtype=like.dtype)
+    close(last(ddim(ours("eps"), start, PAPER.grid(1000), PAPER, eta=1.0, noise=drawn)), theirs, 5e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 400, 1000])
@@ -129,20 +304,73 @@ def test_a_step_of_a_flow_is_eulers():
 # What every sampler keeps -------------------------------------------------------------------------------------------
 
 
+ALL = {
+    "ddim": ddim,
+    "ddpm": lambda *a: ddim(*a, eta=1.0),
+    "heun": heun,
+    "dpm_solver": dpm_solver,
+    "plms": plms,
+}
+SAMPLERS = pytest.mark.parametrize("sampler", ALL.values(), ids=ALL)
+
+
 @SCHEDULES
 @PREDICTS
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_all_steps_are_finite_and_the_last_is_the_clean_latent_it_aimed_at(schedule, predicts, eta):
+@SAMPLERS
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_all_steps_are_finite_and_the_last_is_the_clean_latent_it_aimed_at(schedule, predicts, sampler, steps):
     start = z(3, 2, 5, 7).float()
     if predicts == "eps" and schedule is FLOW:
         pytest.skip("eps says nothing about z0 where there is no signal")
-    steps = list(
-        ddim(predictor(network, Diffusion(schedule, predicts), Condition()), start, schedule.grid(7), schedule, eta)
-    )
-    assert [float(step.t) for step in steps] == schedule.grid(7)[1:].tolist()
-    assert all(step.z.isfinite().all() and step.z0.isfinite().all() for step in steps)
-    assert all(step.z.dtype == torch.float32 for step in steps)
-    assert torch.equal(steps[-1].z, steps[-1].z0)
+    grid = schedule.grid(steps)
+    path = list(sampler(predictor(network, Diffusion(schedule, predicts), Condition()), start, grid, schedule))
+    assert [float(step.t) for step in path] == grid[1:].tolist()
+    assert all(step.z.isfinite().all() and step.z0.isfinite().all() for step in path)
+    assert all(step.z.dtype == torch.float32 for step in path)
+    assert torch.equal(path[-1].z, path[-1].z0)
+
+
+@SAMPLERS
+def test_what_is_predicted_makes_no_difference_to_a_sampler(sampler):
+    start, grid = z(3, 2, 5, 7), PAPER.grid(9)
+    drawn = []
+    for predicts in ("eps", "z0", "v"):
+        torch.manual_seed(1)
+        drawn.append(last(sampler(ours(predicts), start, grid, PAPER)))
+    close(drawn[1], drawn[0], 1e-9)
+    close(drawn[2], drawn[0], 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "evaluations"), [(ddim, [1, 6]), (heun, [1, 11]), (dpm_solver, [1, 6]), (plms, [1, 7])]
+)
+def test_a_sampler_evaluates_as_often_as_it_says_and_never_at_the_clean_end(sampler, evaluations):
+    for steps, expected in zip((1, 6), evaluations, strict=True):
+        seen = []
+        predict = lambda z, t: seen.append(float(t)) or ours("v")(z, t)  # noqa: B023
+        last(sampler(predict, z(3, 2), PAPER.grid(steps), PAPER))
+        assert len(seen) == expected and min(seen) > 0
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("sampler", [heun, dpm_solver, plms])
+def test_a_cosine_schedules_first_step_does_not_make_a_better_sampler_worse(sampler, steps):
+    """alpha grows from 5e-5 by the thousand: a mean of eps over that step would be off by 50."""
+    start, schedule = z(100, 2), VariancePreserving("cosine")
+    exact = solution(start, schedule, 1.0, 0.0)
+    error = lambda f: float((last(f(mixture(schedule), start, schedule.grid(steps), schedule)) - exact).norm())
+    assert error(sampler) < 0.75 * error(ddim)
+
+
+@SAMPLERS
+def test_a_schedule_that_all_but_reaches_pure_noise_does_not_blow_rounding_up(sampler):
+    """cos(pi / 2) is 6e-17, not 0."""
+
+    def turn(t):
+        return torch.cos(t * torch.pi / 2), torch.sin(t * torch.pi / 2)
+
+    path = list(sampler(mixture(turn), z(50, 2), FLOW.grid(20), turn))
+    assert max(float(step.z.abs().max()) for step in path) < 6
 
 
 def test_eta_zero_asks_for_no_noise_and_eta_one_for_none_at_the_end():
