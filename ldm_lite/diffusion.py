@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import InputError
+
 Prediction = Literal["eps", "z0", "v", "flow"]
 Kind = Literal["scaled_linear", "linear", "cosine"]
 
@@ -36,20 +38,27 @@ class VariancePreserving:
 
     kind: scaled_linear is linear in sqrt(beta), the paper's (CompVis calls it "linear"); linear is linear in beta
     (DDPM, guided diffusion); cosine is Nichol and Dhariwal 2021, eq. 17 (start and end unused).
+    zero_terminal: alpha is shifted and stretched so that the last step is pure noise and the first stays what it is
+    (Lin et al. 2023, algorithm 1). No schedule of the original does so: of a picture's mean brightness, some is left.
     One table of log alpha_bar holds everything: entry 0 is exactly clean, entry n is step n of the chain, t = n / T,
-    and between entries log alpha_bar is linear. Times are float64 inside; alpha and sigma come back in float64 on t's
-    device (float32 where the device has no float64)."""
+    and between entries log alpha_bar is linear (alpha is, in a last interval that ends at -inf). Times are float64
+    inside; alpha and sigma come back in float64 on t's device (float32 where the device has no float64)."""
 
     kind: Kind = "scaled_linear"
     start: float = 0.0015
     end: float = 0.0195
     steps: int = 1000
+    zero_terminal: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("scaled_linear", "linear", "cosine"):
-            raise ValueError(f"kind: {self.kind} is not scaled_linear, linear or cosine")
+            raise InputError(f"kind: {self.kind} is not scaled_linear, linear or cosine")
         if not 0 < self.start <= self.end < 1 or self.steps < 1:
-            raise ValueError(f"start, end, steps: 0 < {self.start} <= {self.end} < 1 and {self.steps} >= 1 are needed")
+            raise InputError(f"start, end, steps: 0 < {self.start} <= {self.end} < 1 and {self.steps} >= 1 are needed")
+        if self.zero_terminal and self.steps < 2:
+            raise InputError(
+                "zero_terminal: one step cannot be both the first and pure noise; 2 steps or more are needed"
+            )
         object.__setattr__(self, "_table", self._log_alpha_bar())
 
     def _log_alpha_bar(self) -> Tensor:
@@ -61,13 +70,18 @@ class VariancePreserving:
             beta = torch.linspace(self.start, self.end, self.steps, dtype=torch.float64)
         else:
             beta = torch.linspace(self.start**0.5, self.end**0.5, self.steps, dtype=torch.float64) ** 2
-        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-beta).cumsum(0)])
+        log = torch.log1p(-beta).cumsum(0)
+        if self.zero_terminal:
+            alpha = torch.exp(log / 2)
+            log = 2 * torch.log((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1])))
+        return torch.cat([torch.zeros(1, dtype=torch.float64), log])
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         """log alpha_bar at times t of any shape, float64."""
         n = t.cpu().double().clamp(0, 1) * self.steps
         below = n.floor().clamp(max=self.steps - 1).long()
-        return torch.lerp(self._table[below], self._table[below + 1], n - below)
+        log, following = self._table[below], self._table[below + 1]
+        return torch.where(following.isinf(), log + 2 * torch.log1p(below - n), torch.lerp(log, following, n - below))
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log = self.log_alpha_bar(t)
@@ -87,7 +101,7 @@ class VariancePreserving:
     def grid(self, k: int) -> Tensor:
         """k + 1 sampling times from 1 down to 0, equally spaced on the chain where k divides T."""
         if not 1 <= k <= self.steps:
-            raise ValueError(f"steps: {k} is not between 1 and {self.steps}")
+            raise InputError(f"steps: {k} is not between 1 and {self.steps}")
         return (torch.linspace(self.steps, 0, k + 1, dtype=torch.float64)).round() / self.steps
 
 
@@ -109,7 +123,7 @@ class RectifiedFlow:
 
     def grid(self, k: int) -> Tensor:
         if k < 1:
-            raise ValueError(f"steps: {k} is not 1 or more")
+            raise InputError(f"steps: {k} is not 1 or more")
         return torch.linspace(1, 0, k + 1, dtype=torch.float64)
 
 
@@ -144,9 +158,11 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         if self.predicts not in ("eps", "z0", "v", "flow"):
-            raise ValueError(f"predicts: {self.predicts} is not eps, z0, v or flow")
+            raise InputError(f"predicts: {self.predicts} is not eps, z0, v or flow")
+        if self.predicts == "eps" and getattr(self.schedule, "zero_terminal", False):
+            raise InputError("predicts: eps says nothing about z0 in the pure noise of a zero_terminal schedule; use v")
         if self.distance not in ("l2", "l1"):
-            raise ValueError(f"distance: {self.distance} is not l2 or l1")
+            raise InputError(f"distance: {self.distance} is not l2 or l1")
 
     def coefficients(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma, a, b shaped to multiply z, in its dtype. t: () or (B,)."""
@@ -186,7 +202,27 @@ class Diffusion:
         if self.snr_cap is None:
             return torch.ones(len(t))
         alpha, sigma = self.schedule(t)
-        snr = (alpha / sigma) ** 2
+        return (((alpha / sigma) ** 2).clamp(max=self.snr_cap) / self.gain(alpha, sigma) ** 2).float()
+
+    def gain(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """d output / d z0 at fixed z_t: what a mistake of one in z0 is in the units of the output."""
         a, b = row(self.predicts, alpha, sigma)
-        # d output / d z0 at fixed z_t is a - b alpha / sigma: it converts a z0-error into the output's error
-        return (snr.clamp(max=self.snr_cap) / (a - b * alpha / sigma) ** 2).float()
+        return torch.where(b == 0, a, a - b * alpha / sigma)  # z0 has a gain of 1 at clean data too
+
+    def bound_weights(self) -> Tensor:
+        """(T,) what the squared error of the output, summed over a sample, counts in each term of the bound, in nats.
+
+        Entry n - 1 is that of step n of the chain, KL(q(z_{n-1} | z_n, z_0) || p(z_{n-1} | z_n)) where p has the
+        posterior's variance: (SNR_{n-1} - SNR_n) / 2 for an error in z0 (Kingma et al. 2021, eq. 14), which for one in
+        eps is beta_n^2 / (2 variance_n alpha_n (1 - alpha_bar_n)) (Ho et al. 2020, eq. 12). The first term has no
+        posterior, it is -log p(z_0 | z_1) with variance beta_1. The objective of both papers (eq. 14 there, eq. 2 of
+        Rombach et al. 2022) drops these weights: most of the bound is in details at little noise, which nobody sees."""
+        if not isinstance(self.schedule, VariancePreserving):
+            raise InputError(
+                f"bound_weights: {type(self.schedule).__name__} has no chain of steps and no terms to weigh"
+            )
+        n = torch.arange(1, self.schedule.steps + 1, dtype=torch.float64)
+        alpha, sigma = self.schedule(n / self.schedule.steps)
+        snr = (alpha / sigma) ** 2
+        before = torch.cat([snr[:1] + 1 / sigma[:1] ** 2, snr[:-1]])
+        return (before - snr) / 2 / self.gain(alpha, sigma) ** 2

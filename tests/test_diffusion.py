@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
+from ldm_lite.config import InputError
 from ldm_lite.diffusion import Diffusion, Estimate, RectifiedFlow, VariancePreserving
 
 PAPER, CHURCHES = VariancePreserving(), VariancePreserving(end=0.0155)
 LINEAR, COSINE = VariancePreserving("linear", 1e-4, 0.02), VariancePreserving("cosine")
 SHORT, FLOW = VariancePreserving(steps=37), RectifiedFlow()
-CHAINS = pytest.mark.parametrize("schedule", [PAPER, CHURCHES, LINEAR, COSINE, SHORT], ids=str)
+ZERO = VariancePreserving(zero_terminal=True)
+CHAINS = pytest.mark.parametrize("schedule", [PAPER, CHURCHES, LINEAR, COSINE, SHORT, ZERO], ids=str)
 SCHEDULES = pytest.mark.parametrize("schedule", [PAPER, LINEAR, COSINE, SHORT, FLOW], ids=str)
 PREDICTS = pytest.mark.parametrize("predicts", ["eps", "z0", "v", "flow"])
 DIFFUSERS = {PAPER: "scaled_linear", CHURCHES: "scaled_linear", LINEAR: "linear", COSINE: "squaredcos_cap_v2"}
@@ -80,6 +82,42 @@ def test_there_is_ever_less_signal_in_the_noise(schedule):
     assert ((alpha / sigma).diff() < 0).all()
 
 
+def betas(schedule) -> torch.Tensor:
+    bar = schedule.log_alpha_bar(torch.arange(1 + schedule.steps).double() / schedule.steps).exp()
+    return 1 - bar[1:] / bar[:-1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"end": 0.0155}, {"kind": "linear", "start": 1e-4, "end": 0.02}, {"kind": "cosine"}, {"steps": 37}]
+)
+def test_a_chain_with_zero_terminal_snr_is_that_of_diffusers(settings):
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    theirs = (1 - rescale_zero_terminal_snr(betas(VariancePreserving(**settings)))).cumprod(0)
+    schedule = VariancePreserving(**settings, zero_terminal=True)
+    alpha, sigma = schedule(torch.arange(1, schedule.steps + 1).double() / schedule.steps)
+    torch.testing.assert_close(alpha**2, theirs, rtol=1e-9, atol=1e-15)
+    assert alpha[-1] == 0 and sigma[-1] == 1
+    assert float(alpha[0]) == pytest.approx(float(VariancePreserving(**settings)(torch.tensor(1 / schedule.steps))[0]))
+
+
+def test_the_last_interval_before_pure_noise_is_a_straight_line_in_alpha():
+    t = torch.tensor([0.999, 0.99925, 0.9995, 1.0], dtype=torch.float64)
+    alpha, _ = ZERO(t)
+    torch.testing.assert_close(
+        alpha, alpha[0] * torch.tensor([1, 0.75, 0.5, 0], dtype=torch.float64), rtol=1e-9, atol=0
+    )
+    assert ((ZERO(torch.linspace(0, 1, 1601, dtype=torch.float64))[0]).diff() < 0).all()
+
+
+@pytest.mark.parametrize("predicts", ["z0", "v", "flow"])
+def test_at_pure_noise_the_estimate_is_finite_and_the_weights_are(predicts):
+    z0, eps, t = z(2, 3, 5), z(2, 3, 5), torch.ones(2, dtype=torch.float64)
+    d = Diffusion(ZERO, predicts, snr_cap=5.0)
+    torch.testing.assert_close(d.estimate(d.target(z0, eps, t), d.noised(z0, eps, t), t), Estimate(z0, eps))
+    assert d.weight(t).tolist() == [0, 0] and d.bound_weights().isfinite().all()
+
+
 @SCHEDULES
 def test_the_clean_end_is_exactly_clean_and_its_sigma_is_not_minus_zero(schedule):
     alpha, sigma = schedule(torch.tensor([0.0, 0.0], dtype=torch.float64))
@@ -146,7 +184,7 @@ def test_the_grid_of_a_flow_is_even():
 
 @pytest.mark.parametrize(("schedule", "k"), [(PAPER, 0), (PAPER, 1001), (SHORT, 38), (FLOW, 0), (FLOW, -3)], ids=str)
 def test_a_grid_that_cannot_be_is_refused(schedule, k):
-    with pytest.raises(ValueError, match=f"^steps: {k} is not"):
+    with pytest.raises(InputError, match=f"^steps: {k} is not"):
         schedule.grid(k)
 
 
@@ -219,6 +257,47 @@ def test_capped_losses_are_the_same_whatever_is_predicted(predicts, schedule):
     torch.testing.assert_close(d.loss(mistaken, z0, eps, t), ((alpha / sigma) ** 2).clamp(max=2).float())
 
 
+@pytest.mark.parametrize(("predicts", "weight"), [("eps", 0), ("z0", 5), ("v", 0), ("flow", 0)])
+def test_capped_weights_are_exact_at_clean_data(predicts, weight):
+    """A z0-error counts the cap; in the others' units any z0-error is infinitely large there."""
+    d = Diffusion(PAPER, predicts, snr_cap=5.0)
+    assert d.weight(torch.tensor([0.0, 0.0])).tolist() == [weight, weight]
+
+
+@pytest.mark.parametrize("predicts", ["eps", "z0", "v"])
+@pytest.mark.parametrize("schedule", [PAPER, COSINE, SHORT], ids=str)
+def test_the_bounds_weights_are_those_of_the_divergence_between_two_gaussians(schedule, predicts):
+    """By Ho et al. 2020, eq. 6, 7 and 11, from the betas alone, and torch's own divergence."""
+    from torch.distributions import Normal, kl_divergence
+
+    beta = betas(schedule)
+    bar = (1 - beta).cumprod(0)
+    d, weights = Diffusion(schedule, predicts), Diffusion(schedule, predicts).bound_weights()
+    assert weights.shape == (schedule.steps,) and (weights > 0).all()
+    for n in (2, 3, schedule.steps // 2, schedule.steps):
+        a, b, before = bar[n - 1], beta[n - 1], bar[n - 2]
+        z0, eps, wrong, t = z(1, 7), z(1, 7), 0.1 * z(1, 7), torch.tensor(n / schedule.steps, dtype=torch.float64)
+        at = a.sqrt() * z0 + (1 - a).sqrt() * eps
+        output = d.target(z0, eps, t)
+        guess = d.estimate(output + wrong, at, t)
+        q = (before.sqrt() * b * z0 + (1 - b).sqrt() * (1 - before) * at) / (1 - a)
+        p = (at - b / (1 - a).sqrt() * guess.eps) / (1 - b).sqrt()
+        deviation = ((1 - before) / (1 - a) * b).sqrt()
+        expected = kl_divergence(Normal(q, deviation), Normal(p, deviation)).sum()
+        torch.testing.assert_close(weights[n - 1] * wrong.square().sum(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "z0", "v"])
+def test_the_bounds_first_weight_is_that_of_a_gaussian_reconstruction(predicts):
+    from torch.distributions import Normal
+
+    d, t = Diffusion(PAPER, predicts), torch.tensor(0.001, dtype=torch.float64)
+    z0, eps, wrong = z(1, 7), z(1, 7), 0.1 * z(1, 7)
+    guess = d.estimate(d.target(z0, eps, t) + wrong, d.noised(z0, eps, t), t)
+    said = lambda mean: -Normal(mean, 0.0015**0.5).log_prob(z0).sum()
+    torch.testing.assert_close(d.bound_weights()[0] * wrong.square().sum(), said(guess.z0) - said(z0))
+
+
 def test_without_a_cap_every_time_counts_the_same():
     assert Diffusion(PAPER).weight(torch.tensor([0.1, 0.9])).tolist() == [1, 1]
 
@@ -234,15 +313,24 @@ def test_without_a_cap_every_time_counts_the_same():
         ({"start": 0.0}, "^start, end, steps"),
         ({"end": 1.0}, "^start, end, steps"),
         ({"steps": 0}, "^start, end, steps"),
+        ({"steps": 1, "zero_terminal": True}, "^zero_terminal: one step cannot be both"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(settings, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(InputError, match=match):
         VariancePreserving(**settings)
 
 
-def test_an_unknown_prediction_or_distance_is_refused():
-    with pytest.raises(ValueError, match="predicts: x0 is not eps, z0, v or flow"):
-        Diffusion(PAPER, "x0")
-    with pytest.raises(ValueError, match="distance: huber is not l2 or l1"):
-        Diffusion(PAPER, distance="huber")
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Diffusion(PAPER, "x0"), "^predicts: x0 is not eps, z0, v or flow"),
+        (lambda: Diffusion(PAPER, distance="huber"), "^distance: huber is not l2 or l1"),
+        (lambda: Diffusion(ZERO), "^predicts: eps says nothing about z0 .* use v"),
+        (lambda: Diffusion(FLOW, "flow").bound_weights(), "^bound_weights: RectifiedFlow has no chain"),
+    ],
+)
+def test_what_cannot_be_diffused_is_refused(make, match):
+    with pytest.raises(InputError, match=match) as caught:
+        make()
+    assert "\n" not in str(caught.value)
