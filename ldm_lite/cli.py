@@ -204,8 +204,11 @@ class SampleConfig:
     n: int = 16  # pictures; also -n
     steps: int = 30  # of the sampler
     guidance: float = 2.0  # 1 is none
-    eta: float = 0.0  # 0 is DDIM, 1 is DDPM
-    sampler: str = "ddim"
+    rescale: float = 0.0  # how much of the contrast that guidance adds is taken back, 0 to 1
+    interval: tuple[float, float] = (0.0, 1.0)  # the times at which guidance acts; 1 is noise
+    sampler: str = "ddim"  # or heun, dpm_solver, plms
+    grid: str = "uniform"  # of times; or quadratic, karras, original
+    eta: float = 0.0  # of ddim: 0 is DDIM, 1 is DDPM
     size: int = 0  # pixels; 0 is the size that the model was trained at
     seed: int = 0
     columns: int = 0  # of the grid; 0 chooses
@@ -216,16 +219,21 @@ class SampleConfig:
         for name in ("size", "columns"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
 
 
 def sample(arguments: list[str]) -> None:
     from .latent import SAMPLERS, LatentDiffusion
+    from .samplers import GRIDS
 
     names, rest = taken(arguments, "ldm-lite sample", "a model: a run's folder or shipped weights", 1)
     rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
     settings = options(SampleConfig, SampleConfig(), rest, "ldm-lite sample MODEL", sample_help(names))
     if settings.sampler not in SAMPLERS:
         raise suggest(settings.sampler, SAMPLERS, "sampler")
+    if settings.grid not in GRIDS:
+        raise suggest(settings.grid, GRIDS, "grid")
     writable(settings.output)
     model = LatentDiffusion.load(names[0])
     classes = getattr(model.conditioner, "names", ())
@@ -246,7 +254,9 @@ def sample(arguments: list[str]) -> None:
     with autocast(model.device, precision("auto", model.device)):
         images = model.sample(
             batch, n=settings.n, sampler=settings.sampler, steps=settings.steps, size=size, seed=settings.seed,
-            guidance=settings.guidance if classes else 1.0, wrap=progress(settings.steps), eta=settings.eta,
+            guidance=settings.guidance if classes else 1.0, rescale=settings.rescale, interval=settings.interval,
+            grid=settings.grid, wrap=progress(evaluations(settings.sampler, settings.steps)),
+            **({"eta": settings.eta} if settings.eta else {}),
         )  # fmt: skip
     columns = settings.columns or min(8, max(1, round(settings.n**0.5 * 1.3)))
     save_grid(images, settings.output, columns)
@@ -272,6 +282,11 @@ def trained_size(name: str) -> int:
 
     beside = found(name) / "metrics.json"
     return int(read(beside).get("size", 64)) if beside.is_file() else 64
+
+
+def evaluations(sampler: str, steps: int) -> int:
+    """How often a sampler asks the denoiser on a grid that ends at t = 0."""
+    return {"heun": 2 * steps - 1, "plms": steps + (steps > 1)}.get(sampler, steps)
 
 
 def progress(steps: int) -> Any:

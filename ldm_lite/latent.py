@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,12 @@ PARTS: dict[str, tuple[type, type]] = {
     "Labels": (Labels, LabelsConfig),
 }
 SCHEDULES = {c.__name__: c for c in (VariancePreserving, RectifiedFlow)}
-SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {"ddim": samplers.ddim}
+SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
+    "ddim": samplers.ddim,
+    "heun": samplers.heun,
+    "dpm_solver": samplers.dpm_solver,
+    "plms": samplers.plms,
+}
 
 
 class LatentDiffusion(nn.Module):
@@ -84,27 +91,43 @@ class LatentDiffusion(nn.Module):
         size: int | tuple[int, int] = 64,
         n: int | None = None,
         wrap: Callable[[samplers.Predict], samplers.Predict] | None = None,
+        grid: str | Tensor = "uniform",
+        start: Tensor | None = None,
+        rescale: float = 0.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+        batch_size: int | None = None,
         **own: Any,
     ) -> Iterator[Step]:
         """The sampler's steps in latent space, from pure noise at t = 1 to data at t = 0.
 
         batch: the conditions; its length, or n, is the number of samples. size: of the image in pixels, (H, W) or a
         square's side. seed: sample i depends on (seed, i) alone, not on how many are drawn with it. wrap: around
-        predict (keep_known). own: the sampler's arguments (eta). InputError for an unknown sampler, and for steps, n
-        or a size that cannot be."""
+        predict (keep_known). grid: of `samplers.GRIDS` by its name, or the times themselves, which take the place of
+        steps. start: z at the grid's first time in place of noise (partly_noised); it says n and the size. rescale,
+        interval: of guidance, see `predictor`. batch_size: how many go through the denoiser at once, None is all.
+        own: the sampler's arguments (eta). InputError for an unknown sampler, grid or argument, and for steps, n, a
+        size or a start that cannot be."""
+        name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "sampler")
         if isinstance(sampler, str):
             if sampler not in SAMPLERS:
                 raise suggest(sampler, SAMPLERS, "sampler")
             sampler = SAMPLERS[sampler]
+        takes = inspect.signature(sampler).parameters
+        for argument in own:
+            if argument not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+                others = [known for known, s in SAMPLERS.items() if argument in inspect.signature(s).parameters]
+                raise InputError(f"{argument}: {name} has no such argument; {', '.join(others) or 'no sampler'} has")
+        schedule, channels, f = self.diffusion.schedule, self.first_stage.channels, self.first_stage.f
+        times = samplers.grid(grid, schedule, steps) if isinstance(grid, str) else samplers.falling(grid)
         lengths = [len(v) for v in batch.values() if isinstance(v, Tensor)]
+        if start is not None:
+            if start.ndim != 4 or start.shape[1] != channels:
+                needed = f"(n, {channels}, h, w)"
+                raise InputError(f"start: the shape {tuple(start.shape)} is not {needed}, that of the model's latents")
+            lengths, size = [len(start)], (start.shape[2] * f, start.shape[3] * f)
         n = n if n is not None else (lengths[0] if lengths else 1)
-        one_or_more(n=n)
-        schedule = self.diffusion.schedule
-        try:
-            times = schedule.grid(steps)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        side, f = (size, size) if isinstance(size, int) else size, self.first_stage.f
+        one_or_more(n=n, batch_size=batch_size)
+        side = (size, size) if isinstance(size, int) else size
         unit = f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
         if side[0] % unit or side[1] % unit or min(side) < unit:
             raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
@@ -112,17 +135,23 @@ class LatentDiffusion(nn.Module):
         for tensor in told.open().values():
             if len(tensor) != n:
                 raise InputError(f"n: {n} samples are asked for, and conditions for {len(tensor)} are given")
-        predict = samplers.predictor(self.denoiser, self.diffusion, told, blank, guidance)
-        noise = Noise(seed, (n, self.first_stage.channels, side[0] // f, side[1] // f))
-        if sampler is samplers.ddim:
+        if start is not None and len(start) != n:
+            raise InputError(f"n: {n} samples are asked for, and a start for {len(start)} is given")
+        denoiser = self.denoiser if batch_size is None else parted(self.denoiser, batch_size)
+        predict = samplers.predictor(denoiser, self.diffusion, told, blank, guidance, rescale, interval)
+        noise = Noise(seed, (n, channels, side[0] // f, side[1] // f))
+        drawn = noise(torch.empty(0, device=self.device))
+        if "noise" in takes:
             own = {"noise": noise} | own
-        start = noise(torch.empty(0, device=self.device))
-        yield from sampler(wrap(predict) if wrap else predict, start, times, schedule, **own)
+        z = drawn if start is None else start.to(drawn)
+        yield from sampler(wrap(predict) if wrap else predict, z, times, schedule, **own)
 
     @torch.no_grad()
     def sample(self, batch: Batch, batch_size: int = 64, **settings: Any) -> Tensor:
-        """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`. batch_size: how many decode at once."""
-        z = samplers.last(self.trajectory(batch, **settings))
+        """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`.
+
+        batch_size: how many go through the denoiser, and through the decoder, at once."""
+        z = samplers.last(self.trajectory(batch, batch_size=batch_size, **settings))
         return torch.cat([self.first_stage.decode(part).float().clamp(-1, 1).cpu() for part in z.split(batch_size)])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -130,14 +159,32 @@ class LatentDiffusion(nn.Module):
         store(self, folder, dtype)
 
     @staticmethod
-    def load(name: str | Path) -> LatentDiffusion:
+    def load(name: str | Path, diffusion: Diffusion | None = None) -> LatentDiffusion:
         """From a folder that `save` wrote or `train` left, or by the name of shipped weights. In eval mode, float32.
 
-        InputError for a folder that is none, a broken file or weights of another model."""
+        diffusion: takes the place of the saved one, to sample along another schedule. InputError for a folder that is
+        none, a broken file, weights of another model, and a diffusion that predicts what these were not trained for."""
         model = restored(name)
         if not isinstance(model, LatentDiffusion):
             raise InputError(f"{found(name)}: holds {type(model).__name__}, not a whole model")
+        if diffusion is not None:
+            trained = model.diffusion.predicts
+            if diffusion.predicts != trained:
+                raise InputError(
+                    f"predicts: {diffusion.predicts}, but {name} was trained to predict {trained}; use that"
+                )
+            model.diffusion = diffusion
         return model
+
+
+def parted(denoiser: Callable[..., Tensor], rows: int) -> Callable[[Tensor, Tensor, Condition], Tensor]:
+    """The denoiser, called with at most so many rows at once: how many samples are drawn costs it no memory."""
+
+    def called(z: Tensor, clock: Tensor, cond: Condition) -> Tensor:
+        parts = [slice(i, i + rows) for i in range(0, len(z), rows)]
+        return torch.cat([denoiser(z[part], clock[part], cond.map(itemgetter(part))) for part in parts])
+
+    return called
 
 
 class Noise:

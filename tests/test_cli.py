@@ -128,6 +128,23 @@ def test_sample_writes_a_grid_of_the_labels_asked_for_and_repeats_itself(here, m
     assert (here / "a.png").read_bytes() == first
 
 
+@pytest.mark.parametrize(
+    ("chosen", "settings"),
+    [
+        ("", {"sampler": "ddim", "grid": "uniform", "guidance": 2.0, "rescale": 0.0, "interval": (0.0, 1.0)}),
+        ("--sampler heun --grid karras", {"sampler": "heun", "grid": "karras"}),
+        ("--eta 0.5 --grid original", {"eta": 0.5, "grid": "original"}),
+        ("--rescale 0.7 --interval 0.2 0.8", {"rescale": 0.7, "interval": (0.2, 0.8)}),
+    ],
+)
+def test_sample_passes_its_options_to_the_model(here, model, monkeypatch, chosen, settings):
+    seen, sample = {}, LatentDiffusion.sample
+    monkeypatch.setattr(LatentDiffusion, "sample", lambda *a, **given: seen.update(given) or sample(*a, **given))
+    assert cli.main(["sample", model, "-n", "2", "--steps", "2", "--size", "16", *chosen.split()]) == 0
+    assert {name: seen[name] for name in settings} == settings
+    assert ("eta" in seen) == ("eta" in settings)
+
+
 def test_sample_help_shows_the_labels(here, model, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["sample", model, "--help"])
@@ -316,6 +333,11 @@ def test_settings_are_read_from_a_file_and_then_overridden(here, capsys):
         ("sample empty", "not a model's folder"),
         ("sample model --label nigth", "label"),
         ("sample model --sampler ddmi", "did you mean ddim?"),
+        ("sample model --grid karas", "did you mean karras?"),
+        ("sample model --sampler heun --eta 1", "eta: heun has no such argument; ddim has"),
+        ("sample model --eta 1.5", "eta: 1.5 is not between 0 and 1"),
+        ("sample model --rescale 2", "rescale: 2.0 is not between 0 and 1"),
+        ("sample model --interval 0.8 0.2", "interval: 0.8 0.2 are not two times"),
         ("sample model -n 0", "n: 0 is not 1 or more"),
         ("sample model --steps 0", "steps: 0 is not 1 or more"),
         ("sample model --steps -3", "steps: -3 is not 1 or more"),

@@ -13,7 +13,7 @@ from ldm_lite import samplers
 from ldm_lite.autoencoder import Pixels
 from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError
-from ldm_lite.diffusion import Diffusion, RectifiedFlow
+from ldm_lite.diffusion import Diffusion, RectifiedFlow, VariancePreserving
 from ldm_lite.folders import found
 from ldm_lite.latent import LatentDiffusion, Noise, assembled, describe, mix
 from ldm_lite.samplers import Step
@@ -143,6 +143,61 @@ def test_a_sample_depends_on_the_seed_and_its_place_alone(eta):
     assert not torch.allclose(five[0], five[3], atol=1e-2)  # the same label
 
 
+@pytest.mark.parametrize("door", ["vector", "context"])
+@pytest.mark.parametrize("own", [{}, {"eta": 1.0}, {"sampler": "heun"}, {"sampler": "plms"}, {"sampler": "dpm_solver"}])
+def test_a_sample_does_not_depend_on_how_many_go_through_the_denoiser_at_once(door, own):
+    config = UNET if door == "vector" else replace(PLAIN, context=6, depth=1)
+    model, rows = latent_diffusion(config, door).eval(), []
+    model.denoiser.register_forward_pre_hook(lambda module, arguments: rows.append(len(arguments[0])))
+    settings = {"steps": 3, "guidance": 2.0, "size": SIZE, "seed": 3} | own
+    drawn = [model.sample(batch(7), batch_size=size, **settings) for size in (3, 14, 64)]
+    assert set(rows) == {3, 2, 14}  # of 14 with their halves without a condition
+    # convolutions over batches of other sizes round differently
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(drawn[2], drawn[1], rtol=0, atol=0)
+    assert not torch.allclose(drawn[1][0], drawn[1][1], atol=1e-2)
+
+
+def test_guidances_rescale_and_interval_reach_the_prediction():
+    model = latent_diffusion().eval()
+    told, blank = model.conditions(batch(2))
+    settings, start = {"rescale": 0.7, "interval": (0.2, 0.8)}, Noise(3, (2, 2, 12, 8))(torch.empty(0))
+    with torch.no_grad():
+        predict = samplers.predictor(model.denoiser, model.diffusion, told, blank, 3.0, **settings)
+        schedule = model.diffusion.schedule
+        expected = samplers.last(samplers.ddim(predict, start, schedule.grid(5), schedule))
+    drawn = lambda **settings: samplers.last(
+        model.trajectory(batch(2), steps=5, guidance=3.0, seed=3, size=SIZE, **settings)
+    )
+    torch.testing.assert_close(drawn(**settings), expected)
+    for name, value in settings.items():
+        assert not torch.allclose(drawn(**{name: value}), drawn(**settings), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", samplers.GRIDS)
+def test_a_grid_is_chosen_by_its_name_or_given(name):
+    model = latent_diffusion(PLAIN).eval()
+    times = samplers.grid(name, model.diffusion.schedule, 5)
+    path = list(model.trajectory({}, steps=5, size=SIZE, grid=name))
+    assert [float(step.t) for step in path] == times[1:].tolist()
+    if name != "original":  # it does not end at 0, and is known by its name alone
+        given = list(model.trajectory({}, steps=99, size=SIZE, grid=times.float()))
+        torch.testing.assert_close(given[-1].z, path[-1].z, rtol=1e-3, atol=1e-4)
+
+
+def test_a_start_takes_the_place_of_noise_and_says_how_many_and_how_large():
+    model = latent_diffusion().eval()
+    schedule, z0, eps = model.diffusion.schedule, torch.randn(2, 2, 12, 8), torch.randn(2, 2, 12, 8)
+    z, times = samplers.partly_noised(z0, eps, schedule.grid(10), 0.3, schedule)
+    path = list(model.trajectory(batch(2), start=z, grid=times, size=999))
+    assert len(path) == 3
+    told, _ = model.conditions(batch(2))
+    with torch.no_grad():
+        predict = samplers.predictor(model.denoiser, model.diffusion, told)
+        expected = samplers.last(samplers.ddim(predict, z, times, schedule))
+    torch.testing.assert_close(path[-1].z, expected)
+
+
 def test_the_trajectory_has_a_step_for_each_and_ends_clean():
     model = latent_diffusion().eval()
     steps = list(model.trajectory(batch(2), steps=4, size=SIZE))
@@ -188,11 +243,42 @@ def test_inpainting_wraps_the_prediction():
         ({"size": 5}, "size: 5 x 5 is not divisible by 4"),
         ({"size": (8, 6)}, "size: 8 x 6 is not divisible by 4"),  # by f = 2, but not twice, as the denoiser does
         ({"size": 0}, "size: 0 x 0 is not divisible by 4"),
+        ({"grid": "karas"}, r"karas: no such grid; did you mean karras\?"),
+        ({"grid": "karras", "steps": 1001}, "steps: 1001 is not between 1 and 1000"),
+        ({"grid": torch.tensor([0.0, 0.5, 1.0])}, "grid: the times do not decrease from 1"),
+        ({"grid": torch.tensor([1.0, 0.5, 0.5, 0.0])}, "grid: the times do not decrease from 1"),
+        ({"grid": torch.tensor([1.5, 0.5, 0.0])}, "grid: the times do not decrease from 1"),
+        ({"grid": torch.tensor([1.0, float("nan"), 0.0])}, "grid: the times do not decrease from 1"),
+        ({"grid": torch.tensor([1.0, 0.5, 0.25])}, "grid: the last time is 0.25; it must be 0"),
+        ({"grid": torch.tensor([0.0])}, "grid: two times or more"),
+        ({"start": torch.zeros(2, 3, 4, 4)}, r"start: the shape \(2, 3, 4, 4\) is not \(n, 2, h, w\)"),
+        ({"start": torch.zeros(2, 4, 4)}, r"start: the shape \(2, 4, 4\) is not \(n, 2, h, w\)"),
+        ({"start": torch.zeros(3, 2, 4, 4)}, "n: 3 samples are asked for, and conditions for 2 are given"),
+        ({"start": torch.zeros(3, 2, 4, 4), "n": 2}, "n: 2 samples are asked for, and a start for 3 is given"),
+        ({"start": torch.zeros(2, 2, 3, 4)}, "size: 6 x 8 is not divisible by 4"),
+        ({"sampler": "heun", "eta": 0.5}, "eta: heun has no such argument; ddim has"),
+        ({"etta": 0.5}, "etta: ddim has no such argument; no sampler has"),
+        ({"batch_size": 0}, "batch_size: 0 is not 1 or more"),
+        ({"rescale": 1.5}, "rescale: 1.5 is not between 0 and 1"),
+        ({"interval": (0.8, 0.2)}, "interval: 0.8 0.2 are not two times, the smaller one first"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         latent_diffusion().sample(batch(2), **({"steps": 2, "size": 8} | settings))
+
+
+def test_the_originals_grid_is_refused_where_there_is_no_chain():
+    with pytest.raises(InputError, match="grid: original is a grid on the steps of a chain; take uniform"):
+        flow().sample({}, steps=2, size=8, grid="original")
+
+
+def test_a_schedule_may_be_another_than_in_training_and_the_prediction_may_not(tmp_path):
+    latent_diffusion().save(tmp_path)
+    other = Diffusion(VariancePreserving("cosine"), "v")
+    assert LatentDiffusion.load(tmp_path, other).diffusion is other
+    with pytest.raises(InputError, match=r"predicts: eps, but .* was trained to predict v; use that"):
+        LatentDiffusion.load(tmp_path, Diffusion(VariancePreserving(), "eps"))
 
 
 def test_noise_is_drawn_row_by_row_and_anew_each_time():
@@ -296,7 +382,10 @@ def without(values: dict, *path: str) -> dict:
         (lambda v: v | {"diffusion": v["diffusion"] | {"predicts": "x0"}}, "predicts: x0"),
         (lambda v: v | {"diffusion": v["diffusion"] | {"guess": 1}}, "guess"),
         (lambda v: v | {"denoiser": v["denoiser"] | {"widht": 8}}, "widht: UNetConfig has channels, width"),
-        (lambda v: v | {"denoiser": v["denoiser"] | {"heads": 3}}, "heads, head_channels: .*cannot be split into 3 heads"),
+        (
+            lambda v: v | {"denoiser": v["denoiser"] | {"heads": 3}},
+            "heads, head_channels: .*cannot be split into 3 heads",
+        ),
     ],
 )
 def test_a_config_that_is_no_model_of_ours_is_named(spoil, message, tmp_path):
