@@ -6,8 +6,25 @@ import pytest
 import torch
 
 from ldm_lite.condition import Condition
+from ldm_lite.config import InputError
 from ldm_lite.diffusion import Diffusion, Estimate, RectifiedFlow, VariancePreserving
-from ldm_lite.samplers import Step, ddim, dpm_solver, heun, keep_known, last, plms, predictor
+from ldm_lite.samplers import (
+    GRIDS,
+    Step,
+    clipped,
+    ddim,
+    dpm_solver,
+    encode,
+    falling,
+    grid,
+    heun,
+    keep_known,
+    last,
+    partly_noised,
+    plms,
+    predictor,
+    times_of,
+)
 
 PAPER, FLOW = VariancePreserving(), RectifiedFlow()
 SCHEDULES = pytest.mark.parametrize("schedule", [PAPER, VariancePreserving("cosine"), FLOW], ids=str)
@@ -134,10 +151,10 @@ def test_the_uniform_grid_of_a_chain_loses_an_order_in_its_last_step():
 @pytest.mark.parametrize("sampler", [ddim, heun, dpm_solver, plms])
 @pytest.mark.parametrize("schedule", [PAPER, VariancePreserving("cosine"), FLOW], ids=str)
 def test_mean_and_covariance_of_a_mixture_are_recovered(sampler, schedule):
-    result = last(sampler(mixture(schedule), z(20_000, 2), schedule.grid(100), schedule))
+    result = last(sampler(mixture(schedule), z(10_000, 2), schedule.grid(100), schedule))
     mean = SHARES @ MEANS
     covariance = (SHARES * (MEANS - mean).T) @ (MEANS - mean) + STD**2 * torch.eye(2, dtype=torch.float64)
-    # sampling alone errs by 0.006; the paper's chain does not begin at pure noise
+    # sampling alone errs by 0.01; the paper's chain does not begin at pure noise
     torch.testing.assert_close(result.mean(0), mean, rtol=0, atol=0.03)
     torch.testing.assert_close(result.T.cov(), covariance, rtol=0, atol=0.03)
 
@@ -156,8 +173,7 @@ def peer(predicts: str, name: str = "DDIMScheduler", **settings):
         beta_start=0.0015,
         beta_end=0.0195,
         prediction_type=kind,
-        timestep_spacing="trailing",
-        **settings,
+        **({"timestep_spacing": "trailing"} | settings),
     )
 
 
@@ -428,8 +444,235 @@ def test_guidance_calls_the_network_once_for_both_halves():
 
 
 def test_guidance_without_the_null_condition_is_refused():
-    with pytest.raises(ValueError, match=r"guidance 2\.0 needs the null condition"):
+    with pytest.raises(InputError, match=r"guidance 2\.0 needs the null condition; 1 does without"):
         predictor(network, Diffusion(PAPER), TOLD, None, 2.0)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.3, 1.0])
+def test_rescaled_guidance_has_so_much_less_of_the_deviation_that_guidance_adds(rescale):
+    at, t, d = z(3, 4, 5, 7), torch.tensor(0.6, dtype=torch.float64), Diffusion(PAPER, "v")
+    clock = PAPER.clock(t).float().expand(3)
+    without, told = network(at, clock, NULL), network(at, clock, TOLD)
+    rows = []
+    for plain, guided in zip(told, without + 4 * (told - without), strict=True):  # each sample by itself
+        rows.append(rescale * guided * (plain.std() / guided.std()) + (1 - rescale) * guided)
+    estimate = predictor(network, d, TOLD, NULL, 4.0, rescale)(at, t)
+    torch.testing.assert_close(estimate, d.estimate(torch.stack(rows).double(), at, t), rtol=1e-5, atol=1e-5)
+    assert all((row.std() - plain.std()).abs() < 1e-6 for row, plain in zip(rows, told, strict=True)) == (rescale == 1)
+
+
+@pytest.mark.parametrize(("t", "inside"), [(0.19, False), (0.2, True), (0.5, True), (0.7, True), (0.71, False)])
+def test_outside_its_interval_guidance_costs_nothing_and_does_nothing(t, inside):
+    sizes, at, t = [], z(3, 4, 5, 7), torch.tensor(t, dtype=torch.float64)
+
+    def counted(z, clock, cond):
+        sizes.append(len(z))
+        return network(z, clock, cond)
+
+    estimate = predictor(counted, Diffusion(PAPER, "v"), TOLD, NULL, 2.0, 0.5, (0.2, 0.7))(at, t)
+    expected = predictor(network, Diffusion(PAPER, "v"), TOLD, NULL, *((2.0, 0.5) if inside else (1.0,)))(at, t)
+    assert sizes == [6 if inside else 3]
+    torch.testing.assert_close(estimate, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rescale": -0.1}, "rescale: -0.1 is not between 0 and 1"),
+        ({"rescale": 1.1}, "rescale: 1.1 is not between 0 and 1"),
+        ({"interval": (0.5, 0.4)}, "interval: 0.5 0.4 are not two times, the smaller one first, between 0 and 1"),
+        ({"interval": (-1.0, 0.4)}, "interval: -1.0 0.4 are not two times"),
+        ({"interval": (0.0, 999.0)}, "interval: 0.0 999.0 are not two times"),
+    ],
+)
+def test_numbers_of_guidance_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        predictor(network, Diffusion(PAPER), TOLD, NULL, 2.0, **settings)
+
+
+# Clipping -----------------------------------------------------------------------------------------------------------
+
+
+def test_clipping_is_that_of_diffusers():
+    scheduler = doubled(peer("v", set_alpha_to_one=True))
+    scheduler.register_to_config(clip_sample=True, clip_sample_range=0.8)
+    scheduler.set_timesteps(10)
+    theirs = start = 2 * z(3, 2, 5, 7)
+    path = list(ddim(clipped(ours("v"), PAPER, 0.8), start, PAPER.grid(10), PAPER))
+    for n, step in zip(scheduler.timesteps, path, strict=True):
+        output = denoiser("v")(theirs, n.expand(3))
+        theirs = scheduler.step(output, n, theirs, use_clipped_model_output=True).prev_sample
+        close(step.z, theirs)
+    assert max(float(step.z0.abs().max()) for step in path) == 0.8  # it did something
+
+
+# Grids --------------------------------------------------------------------------------------------------------------
+
+ZERO = VariancePreserving(zero_terminal=True)
+
+
+@pytest.mark.parametrize("name", ["uniform", "quadratic", "karras"])
+@pytest.mark.parametrize("schedule", [PAPER, VariancePreserving("cosine"), ZERO, FLOW], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 3, 9, 27, 36, 37, 101, 251, 400, 599, 999, 1000])
+def test_a_grid_of_any_number_of_steps_falls_from_one_to_zero(name, schedule, steps):
+    times = grid(name, schedule, steps)
+    assert len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and times.dtype == torch.float64
+    assert (times.diff() < 0).all()
+    assert schedule.clock(times[:-1]).min() > -1e-9  # the network was not trained before its first step
+    torch.testing.assert_close(falling(times), times, rtol=0, atol=0)
+
+
+def test_the_quadratic_grid_is_even_in_the_square_root():
+    root = grid("quadratic", FLOW, 7).sqrt()
+    torch.testing.assert_close(root, torch.linspace(1, 0, 8, dtype=torch.float64))
+    beyond = (grid("quadratic", PAPER, 7)[:-1] - 0.001) / 0.999
+    torch.testing.assert_close(beyond.sqrt(), torch.linspace(1, 0, 8, dtype=torch.float64)[:-1])
+
+
+@pytest.mark.parametrize("steps", [2, 10, 50])
+def test_the_karras_grid_is_that_of_diffusers(steps):
+    scheduler = peer("eps", "DPMSolverMultistepScheduler", use_karras_sigmas=True)
+    scheduler.set_timesteps(steps)
+    alpha, sigma = PAPER(grid("karras", PAPER, steps))
+    torch.testing.assert_close((sigma / alpha).float(), scheduler.sigmas, rtol=2e-4, atol=0)  # their table is float32
+
+
+def test_on_a_flow_the_karras_grid_has_the_papers_ends():
+    times = grid("karras", FLOW, 6)
+    ratio = (times / (1 - times))[1:-1]
+    even = torch.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 6, dtype=torch.float64)[1:] ** 7
+    torch.testing.assert_close(ratio, even)
+
+
+@pytest.mark.parametrize("schedule", [PAPER, ZERO, FLOW], ids=str)
+def test_a_time_is_found_by_its_noise(schedule):
+    t = torch.tensor([0.0004, 0.001, 0.3, 0.77777, 0.999], dtype=torch.float64)
+    alpha, sigma = schedule(t)
+    torch.testing.assert_close(times_of(sigma / alpha, schedule), t)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_on_the_originals_grid_ddim_is_the_original(steps, eta):
+    """By diffusers as its pipelines of the original models set it: a step is T // steps, off by one, alpha kept."""
+    scheduler = doubled(peer("eps", timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False))
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    scheduler.set_timesteps(steps)
+    times = grid("original", PAPER, steps)
+    assert PAPER.clock(times[:-1]).round().tolist() == scheduler.timesteps.tolist()
+    theirs = start = z(3, 2, 5, 7)
+    noises = [z(3, 2, 5, 7) for _ in range(steps)]
+    fresh = iter(noises)
+    for n, noise in zip(scheduler.timesteps, noises, strict=True):
+        # the original takes its last step to step 0 of the table, theirs to before it, with the same alpha
+        theirs = scheduler.step(denoiser("eps")(theirs, n.expand(3)), n, theirs, eta=eta, variance_noise=noise)
+        theirs = theirs.prev_sample
+    close(last(ddim(ours("eps"), start, times, PAPER, eta, noise=lambda z: next(fresh))), theirs)
+
+
+def test_the_originals_grid_is_the_originals_at_any_number_of_steps():
+    """And where the original looks beyond its table, its last entry is taken."""
+    beyond = 0
+    for steps in range(1, 1001):
+        numbers = [n + 1 for n in range(0, 1000, 1000 // steps)]
+        if numbers[-1] == 1000:
+            beyond += 1
+            numbers = numbers[:-1] + [999] * (numbers[-2:-1] != [999])
+        times = grid("original", PAPER, steps)
+        assert (times * 1000).round().tolist() == [n + 1 for n in numbers[::-1]] + [1]
+    assert beyond == 599
+    assert len(grid("original", PAPER, 400)) == 501
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: grid("uniformly", PAPER, 5),
+            "uniformly: no such grid; did you mean uniform.* there are uniform, quad",
+        ),
+        (lambda: grid("quadratic", PAPER, 0), "steps: 0 is not between 1 and 1000"),
+        (lambda: grid("original", PAPER, 1001), "steps: 1001 is not between 1 and 1000"),
+        (lambda: grid("karras", FLOW, 0), "steps: 0 is not 1 or more"),
+        (lambda: grid("original", FLOW, 5), "grid: original is a grid on the steps of a chain"),
+        (lambda: falling(torch.tensor([0.0, 0.5, 1.0])), "grid: the times do not decrease"),
+        (lambda: falling(torch.tensor([1.0, 0.5, 0.1])), "grid: the last time is 0.1; it must be 0"),
+        (lambda: falling(torch.zeros(3, 2)), r"grid: two times or more in a row are needed, not the shape \(3, 2\)"),
+    ],
+)
+def test_a_grid_that_no_sampler_can_follow_is_refused(make, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@SAMPLERS
+def test_every_sampler_follows_every_grid_to_the_data(name, sampler):
+    times = grid(name, PAPER, 60)
+    result = last(sampler(mixture(PAPER), z(4_000, 2), times, PAPER))
+    torch.testing.assert_close(result.mean(0), SHARES @ MEANS, rtol=0, atol=0.06)
+
+
+# From a picture -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("predicts", ["eps", "z0", "v"])
+def test_what_is_encoded_comes_back(predicts):
+    """The inverse of each step, iterated to its end, is exact."""
+    times = PAPER.grid(50)
+    z0 = torch.where(z(3, 2, 5) > 0, 1.2, -0.5) + 0.2 * z(3, 2, 5)
+    noise = last(encode(ours(predicts), z0, times, PAPER, iterations=40))
+    assert (noise - z0).abs().mean() > 0.2
+    close(last(ddim(ours(predicts), noise, times, PAPER)), z0, 1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "predicts"), [(ZERO, "v"), (FLOW, "flow")], ids=str)
+def test_what_is_encoded_as_pure_noise_comes_back(schedule, predicts):
+    predict = mixture(schedule)
+    z0, times = MEANS.repeat(10, 1) + 0.3 * z(30, 2), schedule.grid(100)
+    path = list(encode(predict, z0, times, schedule, iterations=40))
+    assert [float(step.t) for step in path] == times.flip(0)[1:].tolist()
+    close(last(ddim(predict, path[-1].z, times, schedule)), z0, 1e-4)
+
+
+def test_with_one_iteration_what_comes_back_is_off_by_first_order():
+    z0, errors = 0.7 * z(100, 2), []
+    for steps in (200, 400):
+        times = torch.linspace(0.9, 0, steps + 1, dtype=torch.float64)
+        noise = last(encode(mixture(FLOW), z0, times, FLOW))
+        errors.append(float((last(ddim(mixture(FLOW), noise, times, FLOW)) - z0).norm()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.15)
+
+
+def test_the_code_of_data_is_noise():
+    """Of the mixture's samples, on the way that the exact score leads."""
+    rows = torch.multinomial(SHARES, 10_000, replacement=True)
+    z0 = MEANS[rows] + STD * z(10_000, 2)
+    code = last(encode(mixture(FLOW), z0, FLOW.grid(200), FLOW))
+    torch.testing.assert_close(code.mean(0), torch.zeros(2, dtype=torch.float64), rtol=0, atol=0.04)
+    torch.testing.assert_close(code.T.cov(), torch.eye(2, dtype=torch.float64), rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(1.0, 10), (0.75, 8), (0.3, 3), (0.29, 3), (0.001, 1)])
+def test_a_strength_is_the_share_of_the_steps_that_are_run(strength, steps):
+    z0, eps, times = z(3, 2, 5), z(3, 2, 5), PAPER.grid(10)
+    start = partly_noised(z0, eps, times, strength, PAPER)
+    torch.testing.assert_close(start.times, times[-steps - 1 :], rtol=0, atol=0)
+    torch.testing.assert_close(start.z, Diffusion(PAPER).noised(z0, eps, start.times[0]))
+
+
+def test_less_strength_keeps_more_of_the_picture():
+    z0, eps = ours("v")(z(3, 2, 5, 7), torch.tensor(0.3)).z0, z(3, 2, 5, 7)
+    drawn = lambda strength: last(ddim(ours("v"), *partly_noised(z0, eps, PAPER.grid(50), strength, PAPER), PAPER))
+    far = [float((drawn(strength) - z0).norm()) for strength in (0.1, 0.3, 1.0)]
+    assert far[0] < 0.85 * far[1] and far[1] < 0.85 * far[2]
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.5, 1.01])
+def test_a_strength_that_cannot_be_is_refused(strength):
+    with pytest.raises(InputError, match=f"strength: {strength} is not above 0 and at most 1"):
+        partly_noised(z(3, 2), z(3, 2), PAPER.grid(10), strength, PAPER)
 
 
 # Inpainting ---------------------------------------------------------------------------------------------------------
@@ -448,6 +691,16 @@ def test_what_is_kept_comes_back_exactly_and_what_is_filled_is_the_models(schedu
     assert torch.equal(result[mask], known[mask])
     # `network` looks at one position at a time, so the rest does not notice
     torch.testing.assert_close(result[~mask], free[~mask])
+
+
+@SCHEDULES
+@SAMPLERS
+def test_every_sampler_brings_what_is_kept_back(schedule, sampler):
+    start, known, keep = z(3, 2, 5, 7).float(), z(3, 2, 5, 7).float(), torch.zeros(1, 1, 5, 7)
+    keep[..., :4] = 1
+    predict = keep_known(predictor(network, Diffusion(schedule, "v"), Condition()), known, keep, schedule)
+    result = last(sampler(predict, start, schedule.grid(9), schedule))
+    torch.testing.assert_close(result[..., :4], known[..., :4], rtol=0, atol=1e-4)  # through a mean of eps
 
 
 def test_the_estimates_of_what_is_kept_make_up_z():
