@@ -225,7 +225,7 @@ class SampleConfig:
 
 def sample(arguments: list[str]) -> None:
     from .latent import SAMPLERS, LatentDiffusion
-    from .samplers import GRIDS
+    from .samplers import GRIDS, grid
 
     names, rest = taken(arguments, "ldm-lite sample", "a model: a run's folder or shipped weights", 1)
     rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
@@ -240,6 +240,9 @@ def sample(arguments: list[str]) -> None:
     chosen = [model.conditioner.index(label) for label in settings.label] if classes else []
     if settings.label and not classes:
         raise InputError(f"label: {names[0]} is an unconditional model")
+    if not classes and (settings.rescale or settings.interval != (0, 1)):
+        raise InputError(f"rescale, interval: {names[0]} is an unconditional model, without guidance")
+    steps = len(grid(settings.grid, model.diffusion.schedule, settings.steps)) - 1  # the original's may be others
 
     import torch
 
@@ -250,17 +253,17 @@ def sample(arguments: list[str]) -> None:
     model = model.to(device())
     chosen = chosen or list(range(len(classes)))
     batch = {"label": torch.tensor([chosen[i % len(chosen)] for i in range(settings.n)])} if chosen else {}
-    size = settings.size or trained_size(names[0])
+    size, guidance = settings.size or trained_size(names[0]), settings.guidance if classes else 1.0
     with autocast(model.device, precision("auto", model.device)):
         images = model.sample(
             batch, n=settings.n, sampler=settings.sampler, steps=settings.steps, size=size, seed=settings.seed,
-            guidance=settings.guidance if classes else 1.0, rescale=settings.rescale, interval=settings.interval,
-            grid=settings.grid, wrap=progress(evaluations(settings.sampler, settings.steps)),
+            guidance=guidance, rescale=settings.rescale, interval=settings.interval,
+            grid=settings.grid, wrap=progress(evaluations(settings.sampler, steps)),
             **({"eta": settings.eta} if settings.eta else {}),
         )  # fmt: skip
     columns = settings.columns or min(8, max(1, round(settings.n**0.5 * 1.3)))
     save_grid(images, settings.output, columns)
-    print(f"{settings.output}: {settings.n} samples, {settings.steps} steps, guidance {settings.guidance:g}")
+    print(f"{settings.output}: {settings.n} samples, {steps} steps, guidance {guidance:g}")
 
 
 def sample_help(names: list[str]) -> str:

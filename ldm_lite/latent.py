@@ -119,6 +119,8 @@ class LatentDiffusion(nn.Module):
                 raise InputError(f"{argument}: {name} has no such argument; {', '.join(others) or 'no sampler'} has")
         schedule, channels, f = self.diffusion.schedule, self.first_stage.channels, self.first_stage.f
         times = samplers.grid(grid, schedule, steps) if isinstance(grid, str) else samplers.falling(grid)
+        if self.diffusion.predicts == "eps" and schedule(times[:1])[0] == 0:
+            raise InputError("predicts: eps says nothing of z0 in pure noise, t = 1; train v or begin the grid below")
         lengths = [len(v) for v in batch.values() if isinstance(v, Tensor)]
         if start is not None:
             if start.ndim != 4 or start.shape[1] != channels:
@@ -137,6 +139,8 @@ class LatentDiffusion(nn.Module):
                 raise InputError(f"n: {n} samples are asked for, and conditions for {len(tensor)} are given")
         if start is not None and len(start) != n:
             raise InputError(f"n: {n} samples are asked for, and a start for {len(start)} is given")
+        if not told.open():
+            guidance = 1.0  # both halves would be the same
         denoiser = self.denoiser if batch_size is None else parted(self.denoiser, batch_size)
         predict = samplers.predictor(denoiser, self.diffusion, told, blank, guidance, rescale, interval)
         noise = Noise(seed, (n, channels, side[0] // f, side[1] // f))

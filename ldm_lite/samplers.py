@@ -94,7 +94,8 @@ def predictor(
             without, told = both.float().chunk(2)
             output = without + guidance * (told - without)
             if rescale:
-                output = output * (1 - rescale + rescale * deviation(told) / deviation(output))
+                less = deviation(told) / deviation(output).clamp(min=1e-12)  # a new network's output is 0
+                output = output * (1 - rescale + rescale * less)
         return diffusion.estimate(output.to(z.dtype), z, t)
 
     return predict

@@ -97,13 +97,16 @@ def test_a_finished_run_says_so_and_restart_trains_it_anew(here, capsys):
     assert (here / "runs/tiny-kl2/model/model.safetensors").stat().st_mtime_ns != before
 
 
-def test_a_folder_of_photographs_trains_both_generic_presets_with_no_edit(here):
+def test_a_folder_of_photographs_trains_both_generic_presets_with_no_edit(here, capsys):
     photographs(here / "mine", 24)
     small = ["--data", "mine", "--data.size", "16", "--steps", "2", "--train.workers", "0", "--train.batch", "4"]
     small += ["--model.width", "8"]
     assert cli.main(["train", "autoencoder", *small]) == 0
     assert cli.main(["train", "ldm", *small, "--model.head_channels", "8"]) == 0
     assert runs.finished(here / "runs/ldm")
+    capsys.readouterr()
+    said = refused(capsys, "sample", "runs/ldm", "--rescale", "0.5")
+    assert said.endswith("rescale, interval: runs/ldm is an unconditional model, without guidance")
 
 
 def test_a_folder_of_class_folders_trains_a_model_of_these_classes(here):
@@ -143,6 +146,13 @@ def test_sample_passes_its_options_to_the_model(here, model, monkeypatch, chosen
     assert cli.main(["sample", model, "-n", "2", "--steps", "2", "--size", "16", *chosen.split()]) == 0
     assert {name: seen[name] for name in settings} == settings
     assert ("eta" in seen) == ("eta" in settings)
+
+
+def test_sample_says_how_many_steps_it_took(here, model, capsys):
+    """The original's grid has as many as fit: 1000 // 7 is 142, and 8 of these begin below 1000."""
+    for grid, steps in (("uniform", 7), ("original", 8)):
+        assert cli.main(["sample", model, "-n", "1", "--steps", "7", "--size", "16", "--grid", grid]) == 0
+        assert f"1 samples, {steps} steps, guidance 2" in capsys.readouterr().out
 
 
 def test_sample_help_shows_the_labels(here, model, capsys):

@@ -158,6 +158,13 @@ def test_a_sample_does_not_depend_on_how_many_go_through_the_denoiser_at_once(do
     assert not torch.allclose(drawn[1][0], drawn[1][1], atol=1e-2)
 
 
+def test_without_conditions_guidance_costs_nothing():
+    model, rows = latent_diffusion(PLAIN).eval(), []
+    model.denoiser.register_forward_pre_hook(lambda module, arguments: rows.append(len(arguments[0])))
+    guided = model.sample({}, n=3, steps=2, size=8, guidance=4.0, rescale=0.5)
+    assert rows == [3, 3] and torch.equal(model.sample({}, n=3, steps=2, size=8), guided)
+
+
 def test_guidances_rescale_and_interval_reach_the_prediction():
     model = latent_diffusion().eval()
     told, blank = model.conditions(batch(2))
@@ -271,6 +278,14 @@ def test_what_cannot_be_sampled_is_refused(settings, message):
 def test_the_originals_grid_is_refused_where_there_is_no_chain():
     with pytest.raises(InputError, match="grid: original is a grid on the steps of a chain; take uniform"):
         flow().sample({}, steps=2, size=8, grid="original")
+
+
+def test_eps_is_refused_from_pure_noise_and_not_below():
+    model = latent_diffusion(PLAIN).eval()
+    model.diffusion = Diffusion(RectifiedFlow(), "eps")
+    with pytest.raises(InputError, match="predicts: eps says nothing of z0 in pure noise, t = 1; train v"):
+        model.sample({}, steps=2, size=8)
+    assert model.sample({}, size=8, grid=torch.tensor([0.9, 0.4, 0.0])).isfinite().all()
 
 
 def test_a_schedule_may_be_another_than_in_training_and_the_prediction_may_not(tmp_path):

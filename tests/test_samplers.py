@@ -461,6 +461,13 @@ def test_rescaled_guidance_has_so_much_less_of_the_deviation_that_guidance_adds(
     assert all((row.std() - plain.std()).abs() < 1e-6 for row, plain in zip(rows, told, strict=True)) == (rescale == 1)
 
 
+def test_rescaled_guidance_of_a_new_network_is_finite():
+    """Its output is 0, and so is the deviation that rescaling divides by."""
+    new = lambda z, clock, cond: torch.zeros_like(z)
+    estimate = predictor(new, Diffusion(PAPER, "v"), TOLD, NULL, 4.0, 0.7)(z(3, 4, 5, 7), torch.tensor(0.6))
+    assert estimate.z0.isfinite().all() and estimate.eps.isfinite().all()
+
+
 @pytest.mark.parametrize(("t", "inside"), [(0.19, False), (0.2, True), (0.5, True), (0.7, True), (0.71, False)])
 def test_outside_its_interval_guidance_costs_nothing_and_does_nothing(t, inside):
     sizes, at, t = [], z(3, 4, 5, 7), torch.tensor(t, dtype=torch.float64)
