@@ -577,6 +577,20 @@ def test_on_the_originals_grid_ddim_is_the_original(steps, eta):
     close(last(ddim(ours("eps"), start, times, PAPER, eta, noise=lambda z: next(fresh))), theirs)
 
 
+@pytest.mark.parametrize("steps", [10, 14, 20])
+def test_on_the_originals_grid_the_last_of_few_steps_of_dpm_solver_is_of_first_order(steps):
+    """As diffusers has it: where noise is left, second order is kept from 15 steps on."""
+    times = grid("original", PAPER, steps)
+    scheduler = peer("eps", "DPMSolverMultistepScheduler", final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(timesteps=PAPER.clock(times[:-1]).round().long().tolist())
+    scheduler = doubled(scheduler)
+    scheduler.sigmas[-1] = (1 / scheduler.alphas_cumprod[0] - 1).sqrt()
+    theirs = start = z(3, 2, 5, 7)
+    for n in scheduler.timesteps:
+        theirs = scheduler.step(denoiser("eps")(theirs, n.expand(3)), n, theirs.double()).prev_sample
+    close(last(dpm_solver(ours("eps"), start, times, PAPER)), theirs)
+
+
 def test_the_originals_grid_is_the_originals_at_any_number_of_steps():
     """And where the original looks beyond its table, its last entry is taken."""
     beyond = 0
