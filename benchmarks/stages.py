@@ -16,7 +16,7 @@ from ldm_lite.runs import pictures, reconstructed
 from ldm_lite.training import save_grid
 
 HERE = Path(__file__).parent / "pictures"
-FACTORS = ("scenes-kl-f2", "scenes-kl-f4", "scenes-kl-f8", "scenes-vq-f4", "scenes-vq-f8")
+FACTORS = ("scenes-kl-f2", "scenes-kl-f4", "scenes-kl-f8", "scenes-kl-f16", "scenes-vq-f4", "scenes-vq-f8")
 LOSSES = ("scenes-kl-f4-l1", "scenes-kl-f4-lpips", "scenes-kl-f4")
 COLUMNS = {
     "latent_bytes": "bytes", "psnr": "PSNR", "psnr_without_texture": "PSNR, no texture", "ssim": "SSIM",

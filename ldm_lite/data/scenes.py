@@ -61,6 +61,8 @@ class Scenes(Dataset):
     split: train, validation and test are disjoint streams. size: 16 to 512 pixels. texture: how much of the fine detail
     (grass, ripples, grain) is drawn, 0 for none. seed: another world of scenes. count: only the first so many."""
 
+    label_names = LABELS
+
     def __init__(
         self,
         split: Literal["train", "validation", "test"] = "train",

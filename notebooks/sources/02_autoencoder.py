@@ -31,7 +31,7 @@ from torch import nn
 from ldm_lite.data import Scenes
 from ldm_lite.presets import load_first_stage
 
-stage = load_first_stage("scenes-ldm4").to(device).requires_grad_(False)
+stage = load_first_stage("scenes-kl-f4").to(device).requires_grad_(False)
 
 
 def scenes(rows, size=64):  # test images (B, 3, size, size) in [-1, 1]
@@ -260,7 +260,7 @@ The scenes beside it look alike, so you would not notice, until the pattern show
 ## 3. Encoder and decoder
 
 Now we put the blocks in a row. Each level of the encoder has one block and halves the size, while
-the width doubles: 64 × 64 × 24, then 32 × 32 × 48, then 16 × 16 × 96.
+the width doubles: 64 × 64 × 16, then 32 × 32 × 32, then 16 × 16 × 64.
 """
 
 
@@ -328,7 +328,7 @@ class Decoder(nn.Module):
 
 
 class Mine(nn.Module):
-    def __init__(self, width=24, channels=4):
+    def __init__(self, width=16, channels=3):
         super().__init__()
         self.encoder, self.decoder = Encoder(width, channels), Decoder(width, channels)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
@@ -363,7 +363,7 @@ for module in corrected.modules():
 right, wrong = (float(psnr(m.picture(m.moments(x)[0]), x).mean()) for m in (mine, corrected))
 print(f"{sum(p.numel() for p in mine.parameters()):,} weights; PSNR {right:.1f} dB", end="")
 print(f", with the other padding {wrong:.1f} dB")
-assert right > 30 and wrong < right - 8, "Weights belong to the padding they were trained with."
+assert right > 26 and wrong < right - 8, "Weights belong to the padding they were trained with."
 
 # %% published tags=check
 with torch.device("meta"):  # shapes only: nothing is allocated
@@ -384,17 +384,17 @@ checkpoints.
 """
 
 # %% latents tags=figure
-words = "Four test images; their latents, four channels in a square, orange above 0, blue below; "
+words = "Three test images; their latents, three channels in a square, orange above 0, blue below; "
 figures.pictures(
-    [x[:4], figures.latent(mean[:4] * mine.scale), back[:4]],
+    [x[:3], figures.latent(mean[:3] * mine.scale), back[:3]],
     words + "and what the decoder makes of the latents.",
-    left=("image", "latent,\n4 channels", "decoded"),
+    left=("image", "latent,\n3 channels", "decoded"),
 )
 
 # %% latents-read [markdown]
 r"""
-**What to see.** The latent is a small picture with four colours instead of three. Things stay in
-their places. The networks are convolutions: they have hardly a way to move them.
+**What to see.** The latent is a small picture with three colours of its own. Things stay in their
+places. The networks are convolutions: they have hardly a way to move them.
 
 ## 4. The bottleneck
 
@@ -516,7 +516,7 @@ print(f"loss {float(my_loss):.4f}, by your formula and by the package's")
 def trained(images, w, steps, watch=()):
     """A narrow autoencoder, its losses, and its reconstructions of six images at some steps."""
     torch.manual_seed(0)
-    model = Mine(width=8).to(device)
+    model = Mine(width=8, channels=4).to(device)
     optimizer, losses, seen = torch.optim.Adam(model.parameters(), 3e-3), [], []
     for step in range(steps):
         first = 8 * step % len(images)
@@ -642,7 +642,7 @@ in sixteen pictures, for each channel.
 # %% neighbourhood tags=figure
 z0 = stage.encode(x[:16])
 moved = []
-for channel in range(4):
+for channel in range(3):
     touched = z0.clone()
     touched[:, channel, 8, 8] += 1
     moved.append((stage.decode(touched) - stage.decode(z0)).square().sum(1).mean(0).cpu())
@@ -716,14 +716,15 @@ dark, same = (
 )
 print(f"{dark:.0%} of the day scenes read back as night, {same:.0%} with the ground they had")
 assert dark > 0.7, "Night minus day is a direction in the latent."
-assert same > 0.7, "... which leaves the rest in place."
+assert same > 0.6, "... which leaves the rest in place."
 
 # %% knobs-read [markdown]
 r"""
 **What to see.** Half way, both spaces show both scenes at once: two suns, a house in a tree. The
 latent's row keeps its contrast and changes its mind faster; grass turns to snow by way of sand.
-Night can be added in either. Light goes, things stay, and so does the sun: where it stands in
-*this* picture no mean can know. There is little here that pixels could not do.
+Night can be added in either; the latent's way leads through dusk, and stars come out. Things stay,
+and so does a trace of the sun: where it stands in *this* picture no mean can know. There is little
+here that pixels could not do.
 
 ## 8. The scale
 
@@ -736,39 +737,40 @@ saved with the weights as `scale`, and `encode` multiplies by it.
 means = torch.cat([mine.moments(part)[0] for part in many.split(32)])  # not scaled
 by_hand = float(1 / means.std())
 by_package = copy.deepcopy(stage).measure_scale(many.split(32))
-nights = float(1 / means[times == 3].std())
+dusks = float(1 / means[times == 2].std())
 single = torch.tensor([float(1 / part.std()) for part in means.split(8)])
 print(f"by hand {by_hand:.3f}, by the package {by_package:.3f}, saved {float(stage.scale):.3f}")
 print(f"single batches of 8: {float(single.min()):.3f} to {float(single.max()):.3f}", end="; ")
-print(f"nights only: {nights:.3f}")
+print(f"dusks only: {dusks:.3f}")
 assert abs(by_hand / by_package - 1) < 0.01, "1 / standard deviation, over all elements."
 assert abs(by_package / float(stage.scale) - 1) < 0.05, "From training images, true of others."
-assert nights > 1.1 * by_hand, "A scale belongs to a data set: nights are another one."
+assert dusks > 1.04 * by_hand, "A scale belongs to a data set: dusks are another one."
 assert "scale" in stage.state_dict(), "It must be saved, or decode divides by another number."
 
 # %% scale-figure tags=figure
 from ldm_lite.diffusion import VariancePreserving
 
-t = torch.tensor([0.05, 0.2, 0.4, 0.7, 0.9])
+t = torch.tensor([0.05, 0.3, 0.7])
 alpha, sigma = (weight.float().view(-1, 1, 1, 1).to(device) for weight in VariancePreserving()(t))
-eps = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
+eps = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
 one, deviations = stage.encode(many[1:2]), (0.2, 1.0, 5.0)
 figures.pictures(
     [stage.decode((alpha * s * one + sigma * eps) / (alpha * s)) for s in deviations],
-    "A latent made to have standard deviation 0.2, 1 and 5, noised at five times, then decoded.",
+    "A latent made to have standard deviation 0.2, 1 and 5, noised at three times, then decoded.",
     above=[f"t = {float(moment):g}" for moment in t],
     left=[f"deviation {s:g}" for s in deviations],
 )
 
 # %% scale-read [markdown]
 r"""
-**What to see.** The noise is the same everywhere. Too small a latent has drowned at once, and a
-network would spend nearly all times on pure noise. Too large a one is clean until late, and then
+**What to see.** The noise is the same everywhere. Too small a latent has drowned at once: a
+network would spend nearly all times on noise. Too large a one is clean until late, and then
 everything happens in a few steps. A schedule is made for one size.
 
-The original takes the first training batch for this [1]. Our batches of eight differ by a few per
-cent, which does no harm. Another kind of picture differs by much more: 0.18215, the famous number
-of Stable Diffusion, is a fact about one encoder and one data set, and no constant to copy.
+The original takes the first training batch for this [1]. Our batches of eight differ by some per
+cent, dusks from the rest by more, which does little harm. Another encoder has quite another
+number: 0.18215, the famous one of Stable Diffusion, is a fact about one encoder and one data set,
+no constant to copy.
 
 ## 9. Why noise is not a picture
 
@@ -818,7 +820,7 @@ from ldm_lite.metrics import fid
 
 generator, n, count = torch.Generator().manual_seed(0), len(d), 48 if fast else 128
 a = torch.randn(count, n, generator=generator).to(device)
-white = torch.randn(count, 4, 16, 16, generator=generator).to(device)
+white = torch.randn(count, 3, 16, 16, generator=generator).to(device)
 gaussian = latents.mean(0) + torch.einsum("kn,ncyx->kcyx", a, d) / (n - 1) ** 0.5
 sources = {"N(0, 1)": white, "Gaussian with\ntheir covariance": gaussian, "of images": latents}
 decoded = {name: stage.decode(z[:count]).clamp(-1, 1) for name, z in sources.items()}
@@ -826,7 +828,7 @@ features = Features("scenes").to(device)
 real = features(scenes(range(1000, 1000 + count)))
 distances = [fid(real, features(images)) for images in decoded.values()]
 figures.pictures(
-    [images[:5] for images in decoded.values()],
+    [images[:4] for images in decoded.values()],
     "What the decoder makes of noise, of a Gaussian with the mean and covariance of latents, and "
     "of the latents of images.",
     left=list(decoded),
@@ -856,7 +858,7 @@ import math
 from ldm_lite.config import read
 from ldm_lite.folders import found as folder
 
-compared = ("scenes-kl-f2", "scenes-kl-f4", "scenes-kl-f8")
+compared = ("scenes-kl-f2", "scenes-kl-f4", "scenes-kl-f8", "scenes-kl-f16")
 judged, table = x if fast else many[:96], {}
 for name in compared:
     model = load_first_stage(name).to(device).requires_grad_(False)
@@ -880,10 +882,10 @@ look alike. PSNR compares pixel by pixel. Here are some of the pictures.
 """
 
 # %% rate-pictures tags=figure
-chosen = [1, 3, 5, 9]
+chosen = [1, 3, 9]
 figures.pictures(
     [judged[chosen], *(row["pictures"][chosen] for row in table.values())],
-    "Four test images, and their reconstructions by first stages of rising downsampling factor.",
+    "Three test images, and their reconstructions by first stages of rising downsampling factor.",
     left=("image", *(f"f = {f}\n{row['numbers']} numbers" for f, row in table.items())),
 )
 
@@ -893,7 +895,8 @@ r"""
 texture is there, but made up: other blades, other ripples, the work of the critic of notebook 03.
 At 8, with a third of the numbers, *structure* goes: houses lose their colours, windows glow where
 none were, sails melt. It is the border that notebook 01 found in JPEG. First goes what nobody
-misses, then what everybody does.
+misses, then what everybody does. $f = 16$ has as many numbers as 8, in 16 channels instead of 4,
+and is a ruin: where something stood, and hardly what.
 """
 
 # %% rate-curve tags=figure
@@ -912,7 +915,8 @@ figures.show(figure, "PSNR, left, and rFID, right, of each first stage against i
 r"""
 **What to see.** A rate–distortion curve, as in notebook 01, and of the same form. The first bits
 buy most: from $f = 8$ to 4 a bit per pixel is worth twice as many decibels as from 4 to 2, and
-more. What a small $f$ still buys is grain, which a diffusion model then has to learn.
+more. What a small $f$ still buys is grain, which a diffusion model then has to learn. And $f = 16$
+falls below the curve: it has the numbers, and has not yet learnt to fill them.
 
 | published, ImageNet [1] | numbers | PSNR, dB | rFID |
 |---|---|---|---|
@@ -921,8 +925,10 @@ more. What a small $f$ still buys is grain, which a diffusion model then has to 
 | kl-f16, 16 channels | 4,096 | 24.08 | 0.87 |
 | kl-f32, 64 channels | 4,096 | 22.27 | 2.04 |
 
-The paper's own: f8 and f16 have equally many numbers and are equally good, f32 is not. So count
-the numbers first, and $f$ second. Which is best for diffusion is a question for notebook 13.
+The paper's own: f8 and f16 have equally many numbers and are equally good, f32 is not. Theirs were
+trained for some hundred thousand steps, ours for 4,300, and a coarse grid takes longest to learn.
+So count the numbers first, $f$ second, and have patience. Which is best for diffusion is a question
+for notebook 13.
 """
 
 # %% exercises [markdown]
