@@ -915,8 +915,8 @@ figures.show(figure, "PSNR, left, and rFID, right, of each first stage against i
 r"""
 **What to see.** A rate–distortion curve, as in notebook 01, and of the same form. The first bits
 buy most: from $f = 8$ to 4 a bit per pixel is worth twice as many decibels as from 4 to 2, and
-more. What a small $f$ still buys is grain, which a diffusion model then has to learn. And $f = 16$
-falls below the curve: it has the numbers, and has not yet learnt to fill them.
+more. What a small $f$ still buys is grain, which a diffusion model then has to learn. $f = 16$ falls
+below the curve: it has not yet learnt to fill its numbers.
 
 | published, ImageNet [1] | numbers | PSNR, dB | rFID |
 |---|---|---|---|
@@ -925,10 +925,9 @@ falls below the curve: it has the numbers, and has not yet learnt to fill them.
 | kl-f16, 16 channels | 4,096 | 24.08 | 0.87 |
 | kl-f32, 64 channels | 4,096 | 22.27 | 2.04 |
 
-The paper's own: f8 and f16 have equally many numbers and are equally good, f32 is not. Theirs were
-trained for some hundred thousand steps, ours for 4,300, and a coarse grid takes longest to learn.
-So count the numbers first, $f$ second, and have patience. Which is best for diffusion is a question
-for notebook 13.
+The paper's own: f8 and f16 have equally many numbers and are equally good, f32 is not. Theirs took
+hundreds of thousands of steps, ours 4,300. So count the numbers first, and $f$ second. Which is
+best for diffusion is a question for notebook 13.
 """
 
 # %% exercises [markdown]
