@@ -915,8 +915,8 @@ figures.show(figure, "PSNR, left, and rFID, right, of each first stage against i
 r"""
 **What to see.** A rate–distortion curve, as in notebook 01, and of the same form. The first bits
 buy most: from $f = 8$ to 4 a bit per pixel is worth twice as many decibels as from 4 to 2, and
-more. What a small $f$ still buys is grain, which a diffusion model then has to learn. $f = 16$ falls
-below the curve: it has not yet learnt to fill its numbers.
+more. What a small $f$ still buys is grain, which a diffusion model then has to learn. $f = 16$
+falls below the curve: it has not yet learnt to fill its numbers.
 
 | published, ImageNet [1] | numbers | PSNR, dB | rFID |
 |---|---|---|---|
