@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import tiny
@@ -15,7 +16,7 @@ from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError
 from ldm_lite.diffusion import Diffusion, RectifiedFlow, VariancePreserving
 from ldm_lite.folders import found
-from ldm_lite.latent import LatentDiffusion, Noise, assembled, describe, mix
+from ldm_lite.latent import SAMPLERS, LatentDiffusion, Noise, assembled, describe, mix
 from ldm_lite.samplers import Step
 from ldm_lite.unet import UNet
 
@@ -236,6 +237,41 @@ def test_inpainting_wraps_the_prediction():
     wrap = lambda predict: samplers.keep_known(predict, known, keep, schedule)
     z = samplers.last(model.trajectory({}, n=2, steps=3, size=SIZE, wrap=wrap))
     assert torch.equal(z[..., :5], known[..., :5]) and not torch.equal(z[..., 5:], known[..., 5:])
+
+
+CONDITIONS = {
+    "nothing": {"vector": 0},
+    "labels as context": {"vector": 0, "context": 6},
+    "labels as a vector": {},
+}
+NETWORKS = {"plain": {}, "film and updown": {"film": True, "resblock_updown": True}}
+DIFFUSIONS = {
+    "eps": Diffusion(VariancePreserving(), "eps"),
+    "z0": Diffusion(VariancePreserving(), "z0"),
+    "v": Diffusion(VariancePreserving(), "v"),
+    "v to pure noise": Diffusion(VariancePreserving(zero_terminal=True), "v"),
+    "flow": Diffusion(RectifiedFlow(), "flow"),
+}
+ALL = {name: {"sampler": name} for name in SAMPLERS} | {"ddpm": {"eta": 1.0}}
+
+
+@cache
+def built(told: str, network: str) -> LatentDiffusion:
+    config = replace(UNET, **CONDITIONS[told], **NETWORKS[network])
+    return latent_diffusion(config, "context" if config.context else "vector")
+
+
+@pytest.mark.parametrize("sampler", ALL)
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("told", CONDITIONS)
+def test_every_condition_network_diffusion_and_sampler_work_together(told, network, diffusion, sampler):
+    model = built(told, network).train()
+    model.diffusion, given = DIFFUSIONS[diffusion], {} if told == "nothing" else batch(3)
+    losses = model(given | {"image": Pictures(3).images}, dropout=0.5)
+    assert losses.shape == (3,) and losses.isfinite().all()
+    drawn = model.eval().sample(given, n=3, steps=4, guidance=1.5, size=(8, 12), **ALL[sampler])
+    assert drawn.shape == (3, 3, 8, 12) and drawn.isfinite().all() and drawn.std() > 0
 
 
 @pytest.mark.parametrize(
