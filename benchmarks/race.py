@@ -1,0 +1,163 @@
+"""Diffusion in pixels and in latents, for equally long: python benchmarks/race.py run OUT [--minutes 6] [--seed 0]
+
+Class-conditional models of equal parameters (within 6 %), one for each first stage: pixels (LDM-1), then f = 2, 4, 8.
+Each trains for the same seconds of its own steps at a constant rate; evaluating, reading data and encoding it do not
+count, and the first stages are given. FID of samples of the averaged weights against held-out images, by
+Features("scenes"), at eighths of the time: run leaves OUT/STAGE-SEED.json and a grid of samples.
+
+    python benchmarks/race.py show OUT      the table and the curves of every run in OUT"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_lite.data import cache_latents
+from ldm_lite.features import Features
+from ldm_lite.latent import mix
+from ldm_lite.metrics import Statistics, fid
+from ldm_lite.presets import DataConfig, DiffusionRecipe, dataset, load_first_stage
+from ldm_lite.runs import pictures, steady_allocator
+from ldm_lite.training import DiffusionTask, TrainConfig, autocast, device, moved, precision, save_grid
+from ldm_lite.training import batches as training_batches
+from ldm_lite.unet import UNetConfig
+
+STAGES = ("pixels", "scenes-kl-f2", "scenes-kl-f4", "scenes-kl-f8")
+UNETS = {  # by the side of the latent: 4.46, 4.72, 4.72 and 4.57 million parameters
+    64: {"width": 48, "mult": (1, 1, 2, 3), "attend_at": (4, 8)},
+    32: {"width": 64, "mult": (1, 2, 2), "attend_at": (2, 4)},
+    16: {"width": 64, "mult": (1, 2, 2), "attend_at": (2, 4)},
+    8: {"width": 80, "mult": (1, 2), "attend_at": (1, 2)},
+}
+MARKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the time, where samples are judged
+TRAIN = TrainConfig(steps=10**9, batch=32, lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0, ema=0.999)
+
+
+def sampled(model: Any, n: int, size: int, batch: int = 64) -> torch.Tensor:
+    """n samples, the classes in turn, by 12 steps of DPM-Solver++ without guidance."""
+    parts = []
+    for i in range(0, n, batch):
+        label = torch.arange(i, min(i + batch, n)) % len(model.conditioner.names)
+        with autocast(model.device, precision("auto", model.device)):
+            parts.append(model.sample({"label": label}, sampler="dpm_solver", steps=12, size=size, seed=mix(7, i)))
+    return torch.cat(parts)
+
+
+def looked_at(features: Features, images: torch.Tensor) -> Statistics:
+    statistics = Statistics()
+    with torch.no_grad():
+        for part in images.split(128):
+            statistics.update(features(part.to(device())).cpu())
+    return statistics
+
+
+def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: int, out: Path) -> dict[str, Any]:
+    stage = load_first_stage(stage_name).to(device())
+    images, held_out = dataset(data), dataset(data, "validation")
+    unet = UNetConfig(stage.channels, blocks=1, heads=4, vector=64, **UNETS[data.size // stage.f])
+    train = TrainConfig(**{**TRAIN.__dict__, "seed": seed})
+    recipe = DiffusionRecipe(stage_name, unet, predicts="v", labels=tuple(images.label_names), data=data, train=train)
+    torch.manual_seed(mix(seed))
+    model = recipe.build(stage).to(device())
+    began = time.perf_counter()
+    images = cache_latents(stage, images, out / f"{stage_name.replace('/', '-')}-latents")
+    encoding = time.perf_counter() - began
+    features = Features("scenes").to(device())
+    real = looked_at(features, pictures(held_out, range(min(2048, len(held_out)))))
+    alone = device().type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter  # the first does not count what other programs take
+    task, source = DiffusionTask(model, train), training_batches(images, 0, train)
+    points, spent, step, marks = [], 0.0, 0, [mark * minutes * 60 for mark in MARKS]
+    while marks:
+        batch = moved(next(source), model.device)
+        torch.manual_seed(mix(seed, step))
+        began = clock()
+        task.step(batch, step)
+        spent, step = spent + clock() - began, step + 1
+        if spent >= marks[0]:
+            marks.pop(0)
+            with task.descent.averaged():
+                began = clock()
+                drawn = sampled(model, samples, data.size)
+                rate = samples / (clock() - began)
+            points.append(
+                {
+                    "seconds": round(spent, 1),
+                    "steps": step,
+                    "fid": round(fid(real, looked_at(features, drawn)), 3),
+                    "samples_per_second": round(rate, 2),
+                }
+            )
+            print(stage_name, seed, points[-1], flush=True)
+    save_grid(drawn[:32], out / f"{stage_name.replace('/', '-')}-{seed}.png", 8)
+    return {
+        "stage": stage_name,
+        "f": stage.f,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.denoiser.parameters()),
+        "minutes": minutes,
+        "threads": torch.get_num_threads(),
+        "samples": samples,
+        "encoding_seconds": round(encoding, 1),
+        "points": points,
+    }
+
+
+def show(out: Path) -> None:
+    """The table by stage, means over the seeds with their standard deviation, and race.png in OUT."""
+    from matplotlib.figure import Figure
+
+    runs: dict[int, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob("*.json")):
+        run = json.loads(path.read_text())
+        runs.setdefault(run["f"], []).append(run)
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    print("| f | parameters | seeds | steps | samples/s | " + " | ".join(f"FID at {m:g}" for m in MARKS) + " |")
+    print("|---|---|---|---|---|" + "---|" * len(MARKS))
+    for f, some in sorted(runs.items()):
+        fids = torch.tensor([[point["fid"] for point in run["points"]] for run in some])
+        last = [run["points"][-1] for run in some]
+        spread = fids.std(0) if len(some) > 1 else torch.zeros(fids.shape[1])
+        cells = " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in zip(fids.mean(0).tolist(), spread.tolist()))
+        steps = sum(point["steps"] for point in last) / len(last)
+        rate = sum(point["samples_per_second"] for point in last) / len(last)
+        print(f"| {f} | {some[0]['parameters'] / 1e6:.2f} M | {len(some)} | {steps:,.0f} | {rate:.1f} | {cells} |")
+        seconds = [point["seconds"] / 60 for point in some[0]["points"]]
+        axis.errorbar(seconds, fids.mean(0), spread, marker="o", capsize=3, label=f"f = {f}")
+    axis.set(xlabel="minutes of training", ylabel="FID, scenes features", xscale="log", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(out / "race.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--stages", nargs="*", default=STAGES)
+    parser.add_argument("--data", default="scenes")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=512)
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.what == "show":
+        return show(asked.out)
+    steady_allocator()
+    data = DataConfig(asked.data, asked.size, asked.count)
+    for stage in asked.stages:
+        path = asked.out / f"{stage.replace('/', '-')}-{asked.seed}.json"
+        if not path.exists():
+            path.write_text(json.dumps(race(stage, data, asked.minutes, asked.seed, asked.samples, asked.out)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Quality against evaluations of the denoiser: python benchmarks/steps.py [MODEL] [SAMPLES]
+
+FID (scenes features, no guidance, the classes in turn) of samples of scenes-ldm4 by each sampler at 5 … 200 evaluations
+a sample, against held-out scenes; and of the first stage's reconstructions of other scenes, which no denoiser in these
+latents can be expected to beat. Every sampler starts from the same noise. Writes pictures/steps.png."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from ldm_lite.data import Scenes
+from ldm_lite.features import Features
+from ldm_lite.latent import LatentDiffusion
+from ldm_lite.metrics import fid
+from ldm_lite.runs import pictures, reconstructed, steady_allocator
+from ldm_lite.training import autocast, device, precision
+
+EVALUATIONS = (5, 10, 20, 50, 200)
+SAMPLERS = {  # name: sampler, its arguments, evaluations a step
+    "DDPM (DDIM, eta 1)": ("ddim", {"eta": 1.0}, 1),
+    "DDIM": ("ddim", {}, 1),
+    "Heun": ("heun", {}, 2),
+    "DPM-Solver++(2M)": ("dpm_solver", {}, 1),
+}
+
+
+@torch.no_grad()
+def main(name: str = "scenes-ldm4", samples: str = "512") -> None:
+    steady_allocator()
+    model, n = LatentDiffusion.load(name).to(device()), int(samples)
+    features, label = Features("scenes").to(device()), torch.arange(n) % len(model.conditioner.names)
+
+    def seen(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([features(part.to(device())).cpu() for part in images.split(128)])
+
+    scenes = Scenes("validation")
+    real = seen(pictures(scenes, range(2048)))
+    others = pictures(scenes, range(2048, 2048 + n))
+    print(f"{n} samples, against 2048 scenes; {n} other scenes: {fid(real, seen(others)):.2f}", end="; ")
+    print(f"their reconstructions: {fid(real, seen(reconstructed(model.first_stage, others))):.2f}\n")
+    print("| sampler | " + " | ".join(str(k) for k in EVALUATIONS) + " |")
+    print("|---|" + "---|" * len(EVALUATIONS), flush=True)
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for title, (sampler, own, cost) in SAMPLERS.items():
+        row = []
+        for evaluations in EVALUATIONS:
+            # Heun's last step is Euler's: k steps ask 2 k - 1 times
+            steps = evaluations if cost == 1 else (evaluations + 1) // 2
+            with autocast(model.device, precision("auto", model.device)):
+                images = model.sample({"label": label}, sampler=sampler, steps=steps, guidance=1.0, **own)
+            row.append(fid(real, seen(images)))
+        print(f"| {title} | " + " | ".join(f"{value:.2f}" for value in row) + " |", flush=True)
+        axis.plot(EVALUATIONS, row, "o-", label=title)
+    axis.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser a sample", ylabel="FID, scenes features")
+    axis.set_xticks(EVALUATIONS, [str(k) for k in EVALUATIONS])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(Path(__file__).parent / "pictures" / "steps.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
