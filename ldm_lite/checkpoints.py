@@ -967,14 +967,15 @@ def _diffusion_from_diffusers(folder: Path) -> Diffusion:
     values = read(where)
     kind = {theirs: ours for ours, theirs in BETAS.items()}.get(values.get("beta_schedule", "linear"))
     predicts = {theirs: ours for ours, theirs in PREDICTIONS.items()}.get(values.get("prediction_type", "epsilon"))
-    if kind is None or values.get("trained_betas") is not None or values.get("rescale_betas_zero_snr"):
-        raise InputError(f"{where}: its betas are not one of {', '.join(BETAS.values())}, not rescaled")
+    if kind is None or values.get("trained_betas") is not None:
+        raise InputError(f"{where}: its betas are not one of {', '.join(BETAS.values())}")
     if predicts is None:
         known = ", ".join(PREDICTIONS.values())
         raise InputError(f"{where}: prediction_type is {values['prediction_type']!r}, not one of {known}")
     ends = {"start": values.get("beta_start", 1e-4), "end": values.get("beta_end", 0.02)}
+    steps, zero_terminal = values.get("num_train_timesteps", 1000), bool(values.get("rescale_betas_zero_snr"))
     try:
-        return Diffusion(VariancePreserving(kind, **ends, steps=values.get("num_train_timesteps", 1000)), predicts)
+        return Diffusion(VariancePreserving(kind, **ends, steps=steps, zero_terminal=zero_terminal), predicts)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -990,6 +991,7 @@ def _diffusion_to_diffusers(diffusion: Diffusion) -> dict[str, Any]:
         "beta_start": schedule.start,
         "beta_end": schedule.end,
         "beta_schedule": BETAS[schedule.kind],
+        "rescale_betas_zero_snr": schedule.zero_terminal,
         "prediction_type": PREDICTIONS[diffusion.predicts],
         "clip_sample": False,  # latents are not confined to [-1, 1]; the default is for pictures
         # the grid of ours, from pure noise to clean data; the original's is "leading" with an offset of 1, and ends at
