@@ -130,9 +130,9 @@ FLOORS = [
     {"samplers", "unet", "dit", "autoencoder", "conditioners"},
     {"latent", "losses"},
     {"training"},
-    {"data", "metrics", "checkpoints"},
+    {"data", "metrics"},
     {"presets"},
-    {"runs"},
+    {"runs", "checkpoints"},
     {"demo"},
     {"cli"},
 ]

@@ -66,6 +66,8 @@ def png(figure: Figure) -> bytes:
     picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
     if not figure.images and not any(axis.images for axis in figure.axes):
         picture = picture.quantize(128, dither=Image.Dither.NONE)  # lines and letters: a third of the size
+    else:  # in steps of 4, which nobody sees in a photograph: a fifth less
+        picture = picture.point([255 if v > 253 else (v + 2) // 4 * 4 for v in range(256)] * 3)
     # no alpha channel, packed as tightly as PNG can: the notebook file carries every figure
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -208,7 +210,7 @@ def latent(z: Tensor, side: int = 128, most: float = 2.5) -> Tensor:
 PLACES = {  # name: (centre x, centre y, width, height, text)
     "image": (0.75, 2.35, 1.1, 0.72, "image\n64 × 64 × 3"),
     "encoder": (2.45, 2.35, 1.25, 0.72, "encoder"),
-    "latent": (4.15, 2.35, 1.1, 0.72, "latent $z_0$\n16 × 16 × 4"),
+    "latent": (4.15, 2.35, 1.1, 0.72, "latent $z_0$\nf times smaller"),
     "noise": (6.0, 2.35, 1.45, 0.72, "add noise\n$z_t = α z_0 + σ ε$"),
     "denoiser": (6.0, 0.75, 1.45, 0.72, "denoiser\n(UNet)"),
     "sampler": (4.15, 0.75, 1.1, 0.72, "sampler\n$z_1 \\to z_0$"),

@@ -16,7 +16,7 @@ objectives:
 # %% the-idea [markdown]
 r"""
 **What to see.** Two boxes in colour: the image and the latent. An image is 64 × 64 × 3 = 12,288
-numbers, its latent 16 × 16 × 4 = 1,024. This notebook is about the difference.
+numbers, its latent 16 × 16 × 3 = 768. This notebook is about the difference.
 
 Rombach et al. [1] argue that little is lost: most bits of a picture describe detail that nobody
 sees, and a model of pixels spends its effort there. That is a claim about numbers, so we measure
@@ -679,7 +679,7 @@ steps. For comparison, the same coder works alone, on the picture itself.
 lost = [coded(patterns(127.5 * (x - seen[-1])), step) for step in (48, 32, 16, 8, 4, 2)]
 perceptual = [semantic[-1], *((semantic[-1][0] + bits, error) for bits, error in lost)]
 alone = [coded(patterns(127.5 * x), s) for s in (400, 256, 160, 96, 64, 32, 16, 8, 4, 2)]
-rate, error = min(semantic, key=lambda point: abs(decibels(point[1]) - 28))
+rate, error = min(semantic, key=lambda point: abs(decibels(point[1]) - 26))
 by_cosines = float(np.interp(-error, [-e for _, e in alone], [b for b, _ in alone]))
 part = semantic[-1][0] / perceptual[-1][0]
 left_over = float(semantic[-1][1] / (127.5 * x).var((2, 3)).mean())
@@ -769,10 +769,10 @@ def costs(channels, side):
 
 
 names = ("numbers", "convolution FLOPs", "attention FLOPs, full size", "seconds on this machine")
-ratios = {n: big / small for n, big, small in zip(names, costs(3, 64), costs(4, 16))}
+ratios = {n: big / small for n, big, small in zip(names, costs(3, 64), costs(3, 16))}
 for name, ratio in ratios.items():
     print(f"{name}: {ratio:.1f} times as many in pixels")
-assert ratios["numbers"] == 12, "3 × 64² against 4 × 16²."
+assert ratios["numbers"] == 16, "3 × 64² against 3 × 16²."
 assert 15 < ratios["convolution FLOPs"] < 17, "16 times the positions, nearly the same weights."
 assert ratios["attention FLOPs, full size"] == 256, "n² with 16 times the n."
 
@@ -1097,7 +1097,7 @@ def factor(channels, times):
 
 # %% [check]
 with check(
-    "Which f?", "factor still returns ...: count the numbers in each, as for 16 × 16 × 4."
+    "Which f?", "factor still returns ...: count the numbers in each, as for 16 × 16 × 3."
 ) as c:
     for channels, f in ((3, 4), (4, 8), (16, 16), (64, 8), (12, 2)):
         times = (3 * 256**2) / (channels * (256 / f) ** 2)
@@ -1200,7 +1200,7 @@ r"""
 - For a Gaussian the best trade of bits for error is known; pictures are easier.
 - Likelihood counts pixels, so grain outvotes night. An autoencoder that drops grain changes what
   likelihood is about.
-- Diffusion in the latent learns the cliff of the curve, on 12 times fewer numbers, at 1/16 of the
+- Diffusion in the latent learns the cliff of the curve, on 16 times fewer numbers, at 1/16 of the
   cost per call.
 
 **What next.** Notebook 02 builds the autoencoder, and asks how small a latent can be before it is

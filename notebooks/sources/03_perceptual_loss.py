@@ -704,7 +704,7 @@ figure, axis = figures.canvas(7, 2.8)
 for curve, name in ((with_critic, "with the critic"), (without, "pixels and LPIPS only")):
     axis.plot(*zip((0, before), *curve), "o-", markersize=3, label=name)
 axis.axhline(1, linestyle="--", color=figures.SOFT, label="the images themselves")
-axis.set(xlabel="steps", ylabel="fine texture kept", ylim=(0, 1.6))
+axis.set(xlabel="steps", ylabel="fine texture kept", ylim=(0, 1.9))
 axis.legend(loc="upper center", ncols=3)
 words = "Fine texture of unseen decoded pictures while a decoder learns, with a critic and without."
 figures.show(figure, words)
@@ -1110,8 +1110,8 @@ terms = {
     "suspect": (suspect, False),
     "a critic that reads y.detach()": (lambda x, y: -some_critic(y.detach()).mean(), False),
     "pixels in whole steps": (lambda x, y: (x - (127.5 * y).round() / 127.5).abs().mean(), False),
-    "a number taken out with float()": (
-        lambda x, y: torch.tensor(float((x - y).abs().mean()), requires_grad=True),
+    "a number taken out with item()": (
+        lambda x, y: torch.tensor((x - y).abs().mean().item(), requires_grad=True),
         False,
     ),
 }
