@@ -59,9 +59,7 @@ def _first_stage_diffusers(c: AutoencoderConfig) -> Renames:
         (r"\.(down|up)\.(\d+)\.attn\.", r".\1_blocks.\2.attentions."),
         (r"\.norm_out\.", ".conv_norm_out."),
         (r"\.skip\.", ".conv_shortcut."),
-        (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
-        (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
-        (r"\.qkv\.", (".to_q.", ".to_k.", ".to_v.")),
+        *ATTENTION,
         (r"^bottleneck\.", "quantize."),
     ]
 
@@ -105,11 +103,6 @@ def _unet_diffusers(c: UNetConfig) -> Renames:
 
         return placed
 
-    attention: Renames = [
-        (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
-        (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
-        (r"\.qkv\.", (".to_q.", ".to_k.", ".to_v.")),
-    ]
     return [
         (r"^(time|vector)\.0\.", r"\1_embedding.linear_1."),
         (r"^(time|vector)\.2\.", r"\1_embedding.linear_2."),
@@ -124,10 +117,16 @@ def _unet_diffusers(c: UNetConfig) -> Renames:
         (r"^(down)\.(\d+)\.", at("downsamplers")),  # what is left: the change of size that ends a level
         (r"\.emb\.", ".time_emb_proj."),
         (r"\.skip\.", ".conv_shortcut."),
-        *(TRANSFORMER if c.context else attention),
+        *(TRANSFORMER if c.context else ATTENTION),
     ]
 
 
+# Self-attention in diffusers' layout; transformer blocks in either
+ATTENTION: Renames = [
+    (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+    (r"\.qkv\.", (".to_q.", ".to_k.", ".to_v.")),
+]
 TRANSFORMER: Renames = [
     (r"\.blocks\.", ".transformer_blocks."),
     (r"\.to_out\.", ".to_out.0."),
