@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from published import DENOISERS, FIRST_STAGES
 from torch import nn
 
 from ldm_lite.config import InputError, from_dict, read, write
 from ldm_lite.diffusion import VariancePreserving
 from ldm_lite.latent import assembled, describe
-from ldm_lite.presets import PRESETS, DataConfig, DiffusionRecipe, build, load_first_stage, recipe
+from ldm_lite.presets import PAPER, PRESETS, DataConfig, DiffusionRecipe, build, load_first_stage, recipe
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
 OF_PHOTOGRAPHS = PRESETS["autoencoder"]
@@ -42,24 +43,7 @@ def test_a_recipe_comes_back_from_a_file_as_it_was(name, suffix, tmp_path):
     assert from_dict(type(PRESETS[name]), read(tmp_path / f"recipe{suffix}")) == PRESETS[name]
 
 
-# The totals of the tensors in the published checkpoints
-SIZES = {
-    "kl-f4": 55_312_063,
-    "kl-f8": 83_653_863,
-    "kl-f16": 69_610_963,
-    "kl-f32": 103_880_131,
-    "vq-f4": 55_322_782,
-    "vq-f4-noattn": 53_219_486,
-    "vq-f8": 67_717_295,
-    "vq-f8-n256": 67_652_783,
-    "vq-f16": 69_593_371,
-    "celebahq-ldm4": 274_056_163,
-    "ffhq-ldm4": 274_056_163,
-    "lsun-bedrooms-ldm4": 274_056_163,
-    "lsun-churches-ldm8": 294_966_916,
-    "cin256": 394_984_196,
-    "cin256-v2": 400_920_579,
-}
+SIZES = FIRST_STAGES | {name: DENOISERS[name] for name in PAPER}
 
 
 @pytest.mark.parametrize("name", SIZES)
