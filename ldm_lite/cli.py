@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,15 +226,13 @@ class SampleConfig:
 
 def sample(arguments: list[str]) -> None:
     from .latent import SAMPLERS, LatentDiffusion
-    from .samplers import GRIDS, grid
+    from .samplers import grid
 
     names, rest = taken(arguments, "ldm-lite sample", "a model: a run's folder or shipped weights", 1)
     rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
     settings = options(SampleConfig, SampleConfig(), rest, "ldm-lite sample MODEL", sample_help(names))
     if settings.sampler not in SAMPLERS:
         raise suggest(settings.sampler, SAMPLERS, "sampler")
-    if settings.grid not in GRIDS:
-        raise suggest(settings.grid, GRIDS, "grid")
     writable(settings.output)
     model = LatentDiffusion.load(names[0])
     classes = getattr(model.conditioner, "names", ())
@@ -245,6 +244,7 @@ def sample(arguments: list[str]) -> None:
     steps = len(grid(settings.grid, model.diffusion.schedule, settings.steps)) - 1  # the original's may be others
 
     import torch
+    from tqdm.auto import tqdm
 
     from .runs import steady_allocator
     from .training import autocast, device, precision, save_grid
@@ -258,7 +258,7 @@ def sample(arguments: list[str]) -> None:
         images = model.sample(
             batch, n=settings.n, sampler=settings.sampler, steps=settings.steps, size=size, seed=settings.seed,
             guidance=guidance, rescale=settings.rescale, interval=settings.interval,
-            grid=settings.grid, wrap=progress(evaluations(settings.sampler, steps)),
+            grid=settings.grid, watch=partial(tqdm, total=steps, unit="step", desc="sample", leave=False, disable=None),
             **({"eta": settings.eta} if settings.eta else {}),
         )  # fmt: skip
     columns = settings.columns or min(8, max(1, round(settings.n**0.5 * 1.3)))
@@ -285,27 +285,6 @@ def trained_size(name: str) -> int:
 
     beside = found(name) / "metrics.json"
     return int(read(beside).get("size", 64)) if beside.is_file() else 64
-
-
-def evaluations(sampler: str, steps: int) -> int:
-    """How often a sampler asks the denoiser on a grid that ends at t = 0."""
-    return {"heun": 2 * steps - 1, "plms": steps + (steps > 1)}.get(sampler, steps)
-
-
-def progress(steps: int) -> Any:
-    """A wrapper around predict that moves a progress bar, shown on a terminal only."""
-    from tqdm.auto import tqdm
-
-    def wrap(predict: Any) -> Any:
-        bar = tqdm(total=steps, unit="step", desc="sample", leave=False, disable=None)
-
-        def moved(z: Any, t: Any) -> Any:
-            bar.update()
-            return predict(z, t)
-
-        return moved
-
-    return wrap
 
 
 def writable(path: Path) -> None:

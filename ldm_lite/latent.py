@@ -151,11 +151,18 @@ class LatentDiffusion(nn.Module):
         yield from sampler(wrap(predict) if wrap else predict, z, times, schedule, **own)
 
     @torch.no_grad()
-    def sample(self, batch: Batch, batch_size: int = 64, **settings: Any) -> Tensor:
+    def sample(
+        self,
+        batch: Batch,
+        batch_size: int = 64,
+        watch: Callable[[Iterator[Step]], Iterator[Step]] = iter,
+        **settings: Any,
+    ) -> Tensor:
         """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`.
 
-        batch_size: how many go through the denoiser, and through the decoder, at once."""
-        z = samplers.last(self.trajectory(batch, batch_size=batch_size, **settings))
+        batch_size: how many go through the denoiser, and through the decoder, at once. watch: around the steps, such as
+        a progress bar."""
+        z = samplers.last(watch(self.trajectory(batch, batch_size=batch_size, **settings)))
         return torch.cat([self.first_stage.decode(part).float().clamp(-1, 1).cpu() for part in z.split(batch_size)])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
