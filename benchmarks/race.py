@@ -2,29 +2,29 @@
 
 Class-conditional models of equal parameters (within 6 %), one for each first stage: pixels (LDM-1), then f = 2, 4, 8.
 Each trains for the same seconds of its own steps at a constant rate; evaluating, reading data and encoding it do not
-count, and the first stages are given. FID of samples of the averaged weights against held-out images, by
-Features("scenes"), at eighths of the time: run leaves OUT/STAGE-SEED.json and a grid of samples.
+count, and the first stages are given. FID of samples of the averaged weights (12 steps of DPM-Solver++, no guidance)
+against held-out images, by Features("scenes"), at eighths of the time. OUT/STAGE-SEED.json and a grid are what is left.
 
     python benchmarks/race.py show OUT      the table and the curves of every run in OUT"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm_lite.config import read, write
 from ldm_lite.data import cache_latents
 from ldm_lite.features import Features
 from ldm_lite.latent import mix
-from ldm_lite.metrics import Statistics, fid
+from ldm_lite.metrics import fid
 from ldm_lite.presets import DataConfig, DiffusionRecipe, dataset, load_first_stage
-from ldm_lite.runs import pictures, steady_allocator
-from ldm_lite.training import DiffusionTask, TrainConfig, autocast, device, moved, precision, save_grid
-from ldm_lite.training import batches as training_batches
+from ldm_lite.runs import looked_at, pictures, sampled, steady_allocator
+from ldm_lite.training import DiffusionTask, TrainConfig, batches, device, moved, save_grid
 from ldm_lite.unet import UNetConfig
 
 STAGES = ("pixels", "scenes-kl-f2", "scenes-kl-f4", "scenes-kl-f8")
@@ -38,40 +38,26 @@ MARKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the time, where samples are judged
 TRAIN = TrainConfig(steps=10**9, batch=32, lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0, ema=0.999)
 
 
-def sampled(model: Any, n: int, size: int, batch: int = 64) -> torch.Tensor:
-    """n samples, the classes in turn, by 12 steps of DPM-Solver++ without guidance."""
-    parts = []
-    for i in range(0, n, batch):
-        label = torch.arange(i, min(i + batch, n)) % len(model.conditioner.names)
-        with autocast(model.device, precision("auto", model.device)):
-            parts.append(model.sample({"label": label}, sampler="dpm_solver", steps=12, size=size, seed=mix(7, i)))
-    return torch.cat(parts)
-
-
-def looked_at(features: Features, images: torch.Tensor) -> Statistics:
-    statistics = Statistics()
-    with torch.no_grad():
-        for part in images.split(128):
-            statistics.update(features(part.to(device())).cpu())
-    return statistics
-
-
-def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: int, out: Path) -> dict[str, Any]:
+def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: int, out: Path) -> None:
+    name = stage_name.replace("/", "-")
+    written = out / f"{name}-{seed}.json"
+    if written.exists():
+        return
     stage = load_first_stage(stage_name).to(device())
     images, held_out = dataset(data), dataset(data, "validation")
     unet = UNetConfig(stage.channels, blocks=1, heads=4, vector=64, **UNETS[data.size // stage.f])
-    train = TrainConfig(**{**TRAIN.__dict__, "seed": seed})
+    train = replace(TRAIN, seed=seed)
     recipe = DiffusionRecipe(stage_name, unet, predicts="v", labels=tuple(images.label_names), data=data, train=train)
     torch.manual_seed(mix(seed))
     model = recipe.build(stage).to(device())
     began = time.perf_counter()
-    images = cache_latents(stage, images, out / f"{stage_name.replace('/', '-')}-latents")
+    images = cache_latents(stage, images, out / f"{name}-latents")
     encoding = time.perf_counter() - began
     features = Features("scenes").to(device())
     real = looked_at(features, pictures(held_out, range(min(2048, len(held_out)))))
     alone = device().type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter  # the first does not count what other programs take
-    task, source = DiffusionTask(model, train), training_batches(images, 0, train)
+    task, source = DiffusionTask(model, train), batches(images, 0, train)
     points, spent, step, marks = [], 0.0, 0, [mark * minutes * 60 for mark in MARKS]
     while marks:
         batch = moved(next(source), model.device)
@@ -83,7 +69,7 @@ def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: 
             marks.pop(0)
             with task.descent.averaged():
                 began = clock()
-                drawn = sampled(model, samples, data.size)
+                drawn, _ = sampled(model, samples, data.size, 1.0, 12, 7, "dpm_solver")
                 rate = samples / (clock() - began)
             points.append(
                 {
@@ -94,8 +80,8 @@ def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: 
                 }
             )
             print(stage_name, seed, points[-1], flush=True)
-    save_grid(drawn[:32], out / f"{stage_name.replace('/', '-')}-{seed}.png", 8)
-    return {
+    save_grid(drawn[:32], written.with_suffix(".png"), 8)
+    run = {
         "stage": stage_name,
         "f": stage.f,
         "seed": seed,
@@ -106,6 +92,7 @@ def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: 
         "encoding_seconds": round(encoding, 1),
         "points": points,
     }
+    write(written, run)
 
 
 def show(out: Path) -> None:
@@ -114,7 +101,7 @@ def show(out: Path) -> None:
 
     runs: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(out.glob("*.json")):
-        run = json.loads(path.read_text())
+        run = read(path)
         runs.setdefault(run["f"], []).append(run)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -154,9 +141,7 @@ def main() -> None:
     steady_allocator()
     data = DataConfig(asked.data, asked.size, asked.count)
     for stage in asked.stages:
-        path = asked.out / f"{stage.replace('/', '-')}-{asked.seed}.json"
-        if not path.exists():
-            path.write_text(json.dumps(race(stage, data, asked.minutes, asked.seed, asked.samples, asked.out)))
+        race(stage, data, asked.minutes, asked.seed, asked.samples, asked.out)
 
 
 if __name__ == "__main__":

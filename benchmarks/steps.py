@@ -7,6 +7,7 @@ latents can be expected to beat. Every sampler starts from the same noise. Write
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ldm_lite.data import Scenes
 from ldm_lite.features import Features
 from ldm_lite.latent import LatentDiffusion
 from ldm_lite.metrics import fid
-from ldm_lite.runs import pictures, reconstructed, steady_allocator
+from ldm_lite.runs import looked_at, pictures, reconstructed, steady_allocator
 from ldm_lite.training import autocast, device, precision
 
 EVALUATIONS = (5, 10, 20, 50, 200)
@@ -33,10 +34,7 @@ def main(name: str = "scenes-ldm4", samples: str = "512") -> None:
     steady_allocator()
     model, n = LatentDiffusion.load(name).to(device()), int(samples)
     features, label = Features("scenes").to(device()), torch.arange(n) % len(model.conditioner.names)
-
-    def seen(images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([features(part.to(device())).cpu() for part in images.split(128)])
-
+    seen = partial(looked_at, features)
     scenes = Scenes("validation")
     real = seen(pictures(scenes, range(2048)))
     others = pictures(scenes, range(2048, 2048 + n))

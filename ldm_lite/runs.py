@@ -213,12 +213,19 @@ def first_stage_metrics(
 
 
 @torch.no_grad()
+def looked_at(features: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
+    """(n, D) what a network sees in images (n, 3, H, W), wherever the two are; on the CPU."""
+    place = home(features)
+    return torch.cat([features(part.to(place)).cpu() for part in images.split(batch)])
+
+
+@torch.no_grad()
 def likeness(images: Tensor, others: Tensor, place: torch.device) -> dict[str, float]:
     """ssim, lpips, rfid, and what is left of the images' share of fine texture in the others (n, 3, H, W)."""
     features = Features("scenes").to(place)
     distance = LPIPS(features)
     pairs = [(a.to(place), b.to(place)) for a, b in zip(images.split(64), others.split(64))]
-    real, fake = (torch.cat([features(pair[i]).cpu() for pair in pairs]) for i in (0, 1))
+    real, fake = looked_at(features, images), looked_at(features, others)
     numbers = {
         "ssim": round(float(torch.cat([ssim(a, b).cpu() for a, b in pairs]).mean()), 4),
         "lpips": round(float(torch.cat([distance(a, b).cpu() for a, b in pairs]).mean()), 4),
@@ -304,7 +311,13 @@ def obedience(samples: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def sampled(
-    model: LatentDiffusion, n: int, size: int, guidance: float = GUIDANCE, steps: int = STEPS, seed: int = 0
+    model: LatentDiffusion,
+    n: int,
+    size: int,
+    guidance: float = GUIDANCE,
+    steps: int = STEPS,
+    seed: int = 0,
+    sampler: str = "ddim",
 ) -> tuple[Tensor, Tensor]:
     """n samples (n, 3, size, size) and their labels (n,), the model's classes in turn."""
     labels = torch.arange(n) % len(model.conditioner.names)
@@ -312,7 +325,8 @@ def sampled(
     for i in range(0, n, 64):
         some = labels[i : i + 64]
         with autocast(model.device, precision("auto", model.device)):
-            parts.append(model.sample({"label": some}, steps=steps, guidance=guidance, size=size, seed=mix(seed, i)))
+            settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "size": size}
+            parts.append(model.sample({"label": some}, seed=mix(seed, i), **settings))
     return torch.cat(parts), labels
 
 
