@@ -136,8 +136,10 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     name = recipe.first_stage
     preset = PRESETS.get(name)
     if isinstance(preset, AutoencoderRecipe):
-        with torch.device("meta"):  # settings that do not fit are said before the work, not after
-            recipe.build()
+        # settings that do not fit are said before the work, not after
+        fitting = recipe.named(dataset(recipe.data)) if recipe.classes else recipe
+        with torch.device("meta"):
+            fitting.build()
         beside = out.parent / name
         if not finished(beside):
             print(f"{name} comes first: training it in {beside}", flush=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -120,6 +121,13 @@ def test_a_folder_of_class_folders_trains_a_model_of_these_classes(here):
     assert model.conditioner.names == ("cat", "dog", "eel") and model.denoiser.config.vector == 8
     assert cli.main(["train", "ldm", *small, "--classes", "True"]) == 0  # finished, and the same run
     assert cli.main(["sample", "runs/ldm", "--label", "eel", "-n", "2", "--steps", "2", "--size", "16"]) == 0
+
+
+def test_data_without_classes_is_refused_before_a_first_stage_is_trained(here, capsys, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny-ldm2", replace(WHOLE, labels=(), classes=True))
+    photographs(here / "mine", 24)
+    said = refused(capsys, "train", "tiny-ldm2", "--data", "mine", "--data.size", "16")
+    assert "classes: mine has none" in said and not (here / "runs/tiny-kl2").exists()
 
 
 def test_sample_writes_a_grid_of_the_labels_asked_for_and_repeats_itself(here, model):
