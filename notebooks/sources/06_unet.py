@@ -513,9 +513,9 @@ figures.pictures(rows, words, above=above)
 
 # %% maps-read [markdown]
 r"""
-**What to see.** From the boat the heads look at the hull and at the horizon; from the sky mostly
-at sky; from the foot of a tree mostly at meadow. Convolutions know what is next door. Attention
-gathers what belongs together, wherever it is.
+**What to see.** From the boat two heads look at the hull itself, and one at the sail above it; from
+the sky one looks at the sun and two along the sky; from the foot of a tree at meadow and its edge.
+Convolutions know what is next door. Attention gathers what belongs together, wherever it is.
 
 ## 7. Why skips?
 
