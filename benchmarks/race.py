@@ -33,6 +33,7 @@ UNETS = {  # by the side of the latent: 4.46, 4.72, 4.72 and 4.57 million parame
     32: {"width": 64, "mult": (1, 2, 2), "attend_at": (2, 4)},
     16: {"width": 64, "mult": (1, 2, 2), "attend_at": (2, 4)},
     8: {"width": 80, "mult": (1, 2), "attend_at": (1, 2)},
+    4: {"width": 80, "mult": (1, 2), "attend_at": (1, 2)},
 }
 MARKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the time, where samples are judged
 TRAIN = TrainConfig(steps=10**9, batch=32, lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0, ema=0.999)

@@ -75,9 +75,10 @@ def options(cls: Any, default: Any, arguments: list[str], program: str, about: s
     screen = io.StringIO()
     try:
         with contextlib.redirect_stderr(screen):
+            # of a field that may be one of several dataclasses the values are set; a file (--config) chooses another
             return tyro.cli(
                 cls, args=arguments, default=default, prog=program, description=about, use_underscores=True,
-                config=(tyro.conf.FlagConversionOff,), add_help=True,
+                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands), add_help=True,
             )  # fmt: skip
     except SystemExit as stop:
         if not stop.code:
@@ -101,6 +102,8 @@ def flags(settings: Any, prefix: str = "--") -> list[str]:
     names = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if value is None and field.name == "condition":  # there is nothing to set
+            continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             names += flags(value, f"{prefix}{field.name}.")
         else:

@@ -1,25 +1,69 @@
-"""From a batch to a Condition.
+"""From a batch to a Condition, one class for each thing a model can be told.
 
-`null = self ∘ blank`: one line defines dropout in training and the other half of guidance."""
+A conditioner gives conditioner(batch) -> Condition and blank(batch) -> the batch with its conditions emptied, so that
+`null = self ∘ blank`: one line defines dropout in training and the other half of guidance. What sets maps beside the
+latent (SemanticMap, LowRes, Inpainting) has no null: its `blank` is the batch itself."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .condition import Condition
-from .config import InputError, suggest
+from .config import InputError, one_or_more, suggest
+from .layers import TokenEncoder
+from .tokens import BytePairs
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
-def needed(batch: Batch, key: str, who: str) -> Tensor:
+def needed(batch: Batch, key: str, who: str) -> Any:
     if key not in batch:
         raise InputError(f"{who} needs the key {key}; the batch has {', '.join(batch)}")
     return batch[key]
+
+
+class Conditioner(nn.Module):
+    """keys: of the batch, that it reads. encodes: those of them that are images (B, 3, H, W) which it wants as latents;
+    LatentDiffusion puts them through the first stage and adds them to the batch as KEY_z."""
+
+    keys: tuple[str, ...] = ()
+    encodes: tuple[str, ...] = ()
+
+    def forward(self, batch: Batch) -> Condition:
+        raise NotImplementedError
+
+    def blank(self, batch: Batch) -> Batch:
+        return batch
+
+    def dropped(self, batch: Batch, share: float) -> Batch:
+        """The batch with the conditions of a random share of its rows emptied: what guidance needs in training."""
+        blank = self.blank(batch)
+        emptied = {key: value for key, value in blank.items() if value is not batch[key]}
+        if not emptied or not share:
+            return batch
+        rows = torch.rand(len(next(iter(emptied.values())))) < share
+        return batch | {key: mixed(rows, value, batch[key]) for key, value in emptied.items()}
+
+    def need(self, batch: Batch, key: str) -> Any:
+        return needed(batch, key, type(self).__name__)
+
+
+def mixed(rows: Tensor, some: Any, others: Any) -> Any:
+    """Rows of `some` where rows (B,) is True, rows of `others` elsewhere; of tensors or of lists."""
+    if isinstance(some, Tensor) and isinstance(others, Tensor):
+        return torch.where(rows.to(some.device).view(-1, *[1] * (some.ndim - 1)), some, others)
+    return [a if row else b for row, a, b in zip(rows.tolist(), some, others, strict=True)]
+
+
+# Nothing, and classes -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -27,7 +71,7 @@ class UnconditionalConfig:
     pass
 
 
-class Unconditional(nn.Module):
+class Unconditional(Conditioner):
     """All doors shut."""
 
     def __init__(self, config: UnconditionalConfig = UnconditionalConfig()):
@@ -36,9 +80,6 @@ class Unconditional(nn.Module):
 
     def forward(self, batch: Batch) -> Condition:
         return Condition()
-
-    def blank(self, batch: Batch) -> Batch:
-        return batch
 
 
 @dataclass(frozen=True)
@@ -52,10 +93,12 @@ class LabelsConfig:
             raise ValueError(f"door: {self.door} is not context or vector")
 
 
-class Labels(nn.Module):
+class Labels(Conditioner):
     """batch["label"] (B,) -> one learned token (context) or a vector.
 
     The class after the last is the null class; a negative label is it too, so that rows without a label teach it."""
+
+    keys = ("label",)
 
     def __init__(self, config: LabelsConfig):
         super().__init__()
@@ -63,15 +106,398 @@ class Labels(nn.Module):
         self.embedding = nn.Embedding(self.null + 1, config.width)
 
     def forward(self, batch: Batch) -> Condition:
-        label = needed(batch, "label", "Labels")
+        label = self.need(batch, "label")
         token = self.embedding(torch.where(label < 0, self.null, label))
         return Condition(vector=token) if self.config.door == "vector" else Condition(context=token[:, None])
 
     def blank(self, batch: Batch) -> Batch:
-        return batch | {"label": torch.full_like(needed(batch, "label", "Labels"), self.null)}
+        return batch | {"label": torch.full_like(self.need(batch, "label"), self.null)}
 
     def index(self, name: str) -> int:
         """The number of a class. InputError lists the names."""
         if name not in self.names:
             raise suggest(name, self.names, "label")
         return self.names.index(name)
+
+
+# Sequences of tokens ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The paper's text encoder is width 1280, depth 32, heads 8, 77 tokens (its table 17); this one is for captions."""
+
+    width: int = 128  # of the tokens that cross-attention sees
+    depth: int = 2  # transformer blocks
+    heads: int = 4
+    head_channels: int = 32
+    length: int = 32  # tokens; a longer caption is cut in training and refused in a prompt
+    vocabulary: int = 512  # of the byte pairs that are learned from the captions before training; 257 is bytes alone
+    merges: tuple[tuple[int, int], ...] = ()  # the byte pairs
+
+    def __post_init__(self) -> None:
+        one_or_more(width=self.width, depth=self.depth, heads=self.heads, length=self.length)
+        if self.vocabulary < 257:
+            raise InputError(f"vocabulary: {self.vocabulary} is less than the 256 bytes and the end")
+
+
+class Text(Conditioner):
+    """batch["caption"], B strings -> context (B, length, width): a transformer over byte pairs, trained with the UNet.
+
+    Short captions are padded with the end token, and cross-attention sees the padding too, as in the original. The
+    empty caption is the null condition."""
+
+    keys = ("caption",)
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config, c = config, config
+        self.tokens = BytePairs(c.merges)
+        size = max(c.vocabulary, self.tokens.size)
+        self.encoder = TokenEncoder(size, c.length, c.width, c.depth, c.heads, c.head_channels)
+
+    def forward(self, batch: Batch) -> Condition:
+        captions = self.need(batch, "caption")
+        rows = [self.tokens.encode(caption)[: self.config.length] for caption in captions]
+        padded = [row + [self.tokens.end] * (self.config.length - len(row)) for row in rows]
+        return Condition(context=self.encoder(torch.tensor(padded, device=self.encoder.device)))
+
+    def blank(self, batch: Batch) -> Batch:
+        return batch | {"caption": [""] * len(self.need(batch, "caption"))}
+
+    def prompt(self, words: str) -> str:
+        """The words, if they can be told. InputError for none, for too many, and for what is no text."""
+        try:
+            words.encode()
+        except UnicodeEncodeError:
+            raise InputError("prompt: has bytes that are no UTF-8 text; type it again") from None
+        if not words.strip():
+            raise InputError("prompt: is empty; say what the picture shows, such as: two pines in the snow at dawn")
+        if (n := len(self.tokens.encode(words))) > self.config.length:
+            raise InputError(f"prompt: {n} tokens, and the model reads {self.config.length}; say it in fewer words")
+        return words
+
+    def places(self, caption: str, word: str) -> list[int]:
+        """Which tokens of a caption make up a word of it, to read attention maps by. InputError where it is absent."""
+        caption = caption.lower()
+        found = re.search(rf"\b{re.escape(word.lower())}", caption) if word else None
+        if found is None:
+            raise InputError(f"word: {word!r} is not in the caption {caption!r}")
+        first, after = (len(caption[:end].encode()) for end in found.span())
+        spans = self.tokens.spans(caption)[: self.config.length]
+        return [k for k, (a, b) in enumerate(spans) if a < after and b > first]
+
+
+@dataclass(frozen=True)
+class BoxesConfig:
+    """The paper's layout encoder is width 512, depth 16, heads 8 x 64, vocabulary 8192, grid 90, 30 boxes, crop."""
+
+    names: tuple[str, ...] = ()  # of the kinds of object, in order; none are the data's
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    head_channels: int = 32
+    most: int = 30  # boxes
+    grid: int = 32  # places of a corner along each side
+    vocabulary: int = 0  # tokens; 0 is what the grid, or the kinds, and the padding need
+    crop: bool = False  # two more tokens say which part of the whole the picture shows
+
+    def __post_init__(self) -> None:
+        one_or_more(width=self.width, depth=self.depth, heads=self.heads, most=self.most, grid=self.grid)
+        least = max(self.grid**2, len(self.names)) + 1
+        if 0 < self.vocabulary < least:
+            raise InputError(f"vocabulary: {self.vocabulary} is less than the {least} that the grid and kinds need")
+
+    @property
+    def tokens(self) -> int:
+        return self.vocabulary or max(self.grid**2, len(self.names)) + 1
+
+    @property
+    def length(self) -> int:
+        return 3 * self.most + 2 * self.crop
+
+
+class Boxes(Conditioner):
+    """batch["boxes"], B times (K, 4) as x0 y0 x1 y1 in [0, 1], and batch["box_labels"], B times (K,) -> context.
+
+    Three tokens a box (Rombach et al. 2022, appendix E; taming-transformers' builder): its kind, its upper left and its
+    lower right corner on a grid. The order is shuffled in training, the rest padded; the empty layout is the null
+    condition. InputError for boxes outside the picture, inverted, of unknown kinds or too many; training takes `most`
+    of too many by chance."""
+
+    keys = ("boxes", "box_labels")
+
+    def __init__(self, config: BoxesConfig):
+        super().__init__()
+        self.config, c = config, config
+        self.names, self.none = c.names, c.tokens - 1
+        self.encoder = TokenEncoder(c.tokens, c.length, c.width, c.depth, c.heads, c.head_channels)
+
+    def forward(self, batch: Batch) -> Condition:
+        boxes, kinds = self.need(batch, "boxes"), self.need(batch, "box_labels")
+        crops = batch.get("crop", [(0.0, 0.0, 1.0, 1.0)] * len(boxes))
+        rows = [self.row(*three) for three in zip(boxes, kinds, crops, strict=True)]
+        return Condition(context=self.encoder(torch.tensor(rows, device=self.encoder.device)))
+
+    def row(self, boxes: Any, kinds: Any, crop: Any = (0.0, 0.0, 1.0, 1.0)) -> list[int]:
+        """The tokens of one layout."""
+        boxes = torch.as_tensor(boxes, dtype=torch.float64, device="cpu").reshape(-1, 4)
+        kinds = torch.as_tensor(kinds, dtype=torch.long, device="cpu").reshape(-1)
+        self.check(boxes, kinds)
+        if self.training:
+            order = torch.randperm(len(boxes))[: self.config.most]
+            boxes, kinds = boxes[order], kinds[order]
+        three = torch.stack([kinds, self.corner(boxes[:, :2]), self.corner(boxes[:, 2:])], 1).flatten().tolist()
+        tokens = three + [self.none] * (3 * self.config.most - len(three))
+        ends = torch.as_tensor(crop, dtype=torch.float64).view(2, 2)
+        return tokens + (self.corner(ends).tolist() if self.config.crop else [])
+
+    def corner(self, points: Tensor) -> Tensor:
+        """(K,) tokens of points (K, 2) in [0, 1]: the original rounds, y first."""
+        x, y = (points * (self.config.grid - 1)).round().long().unbind(1)
+        return y * self.config.grid + x
+
+    def check(self, boxes: Tensor, kinds: Tensor) -> None:
+        most, names = self.config.most, self.names
+        if len(boxes) != len(kinds):
+            raise InputError(f"boxes: {len(boxes)}, and {len(kinds)} kinds; each box needs one")
+        if len(boxes) > most and not self.training:
+            raise InputError(f"boxes: {len(boxes)}, and the model was trained with at most {most}; leave some out")
+        for i, (box, kind) in enumerate(zip(boxes.tolist(), kinds.tolist())):
+            shown = " ".join(f"{v:g}" for v in box)
+            if not all(0 <= v <= 1 for v in box):
+                raise InputError(f"boxes: number {i + 1} ({shown}) is not inside [0, 1]; give shares of the picture")
+            if box[0] >= box[2] or box[1] >= box[3]:
+                raise InputError(f"boxes: number {i + 1} ({shown}) is empty or inverted; give x0 y0 x1 y1")
+            if not 0 <= kind < len(names):
+                raise InputError(f"box_labels: number {i + 1} is {kind}; there are 0 to {len(names) - 1}")
+
+    def blank(self, batch: Batch) -> Batch:
+        rows = len(self.need(batch, "boxes"))
+        empty = {"boxes": [torch.zeros(0, 4)] * rows, "box_labels": [torch.zeros(0, dtype=torch.long)] * rows}
+        return batch | empty
+
+    def index(self, name: str) -> int:
+        """The number of a kind of object. InputError lists the names."""
+        if name not in self.names:
+            raise suggest(name, self.names, "kind of object")
+        return self.names.index(name)
+
+
+# Maps beside the latent ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SemanticMapConfig:
+    names: tuple[str, ...] = ()  # of the segments, in order; none are the data's
+    f: int = 4  # of the first stage: a map is as large as the image
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        one_or_more(f=self.f, channels=self.channels)
+
+
+class SemanticMap(Conditioner):
+    """batch["segmentation"] (B, H, W), numbers of segments -> concat (B, channels, H / f, W / f).
+
+    Shares of the segments in each cell of the latent, through a learned 1x1 convolution without bias: the original's
+    SpatialRescaler, whose bilinear halvings are means over 2 x 2. InputError for numbers of no segment."""
+
+    keys = ("segmentation",)
+
+    def __init__(self, config: SemanticMapConfig):
+        super().__init__()
+        self.config, self.names = config, config.names
+        self.channel_mapper = nn.Conv2d(len(config.names), config.channels, 1, bias=False)
+
+    def forward(self, batch: Batch) -> Condition:
+        segments = self.need(batch, "segmentation")
+        n, f = len(self.names), self.config.f
+        if segments.ndim != 3 or segments.shape[1] % f or segments.shape[2] % f:
+            raise InputError(f"segmentation: {tuple(segments.shape)} is not (B, H, W) with sides divisible by {f}")
+        low, high = int(segments.min()), int(segments.max())
+        if low < 0 or high >= n:
+            wrong = high if high >= n else low
+            raise InputError(f"segmentation: {wrong} is no segment; there are 0 to {n - 1}: {', '.join(self.names)}")
+        weight = self.channel_mapper.weight
+        shares = torch.stack([(segments == k).to(weight.dtype) for k in range(n)], 1)
+        return Condition(concat=self.channel_mapper(F.avg_pool2d(shares, f)))
+
+
+@dataclass(frozen=True)
+class LowResConfig:
+    factor: int = 4  # by which the picture grows
+    f: int = 4  # of the first stage
+    degradation: Literal["bicubic", "bsr"] = "bicubic"  # how the small pictures to learn from are made
+    noise: float = 0.0  # in training, up to so much is added to the small picture, and the model is told how much
+
+    def __post_init__(self) -> None:
+        one_or_more(factor=self.factor, f=self.f)
+        for name in ("factor", "f"):
+            if (value := getattr(self, name)) & (value - 1):
+                raise InputError(f"{name}: {value} is not a power of 2")
+        if self.noise < 0:
+            raise InputError(f"noise: {self.noise} is below 0")
+
+    @property
+    def channels(self) -> int:
+        """Of the door."""
+        return 3 * max(1, self.f // self.factor) ** 2 + (self.noise > 0)
+
+
+class LowRes(Conditioner):
+    """batch["low"] (B, 3, H / factor, W / factor) in [-1, 1] -> concat, at the size of the latent and not encoded.
+
+    With factor = f, as in the paper, it is as large as the latent. A larger picture lies in it pixel by pixel (f /
+    factor squared of them in a cell), a smaller one is repeated. noise: augmentation as in cascaded diffusion (Ho et
+    al. 2022); batch["low_noise"] (B,) says how much was added, 0 if it is absent."""
+
+    keys = ("low",)
+
+    def __init__(self, config: LowResConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, batch: Batch) -> Condition:
+        c, low = self.config, self.need(batch, "low")
+        if low.ndim != 4 or low.shape[1] != 3:
+            raise InputError(f"low: {tuple(low.shape)} is not (B, 3, h, w)")
+        level = torch.as_tensor(batch.get("low_noise", 0.0)).to(low).expand(len(low))
+        if c.noise and self.training:
+            level = c.noise * torch.rand(len(low)).to(low)
+            low = low + level.view(-1, 1, 1, 1) * torch.randn_like(low)
+        if c.factor < c.f:
+            low = F.pixel_unshuffle(low, c.f // c.factor)
+        elif c.factor > c.f:
+            low = F.interpolate(low, scale_factor=c.factor // c.f, mode="nearest")
+        told = (level / c.noise).view(-1, 1, 1, 1).expand(-1, 1, *low.shape[2:]) if c.noise else low[:, :0]
+        return Condition(concat=torch.cat([low, told], 1))
+
+
+@dataclass(frozen=True)
+class InpaintingConfig:
+    channels: int = 3  # of the latent
+    f: int = 4  # of the first stage
+
+    def __post_init__(self) -> None:
+        one_or_more(channels=self.channels, f=self.f)
+
+
+class Inpainting(Conditioner):
+    """batch["masked"] (B, 3, H, W), the image with its hole at -1, and batch["mask"] (B, 1, H, W), 1 = keep -> concat.
+
+    The latent of the masked image and, in one more channel, the mask by its nearest pixels, 1 in the hole and -1
+    outside, as the original's weights have it (their files say 1 = hole; here 1 = keep everywhere)."""
+
+    keys = ("masked", "mask")
+    encodes = ("masked",)
+
+    def __init__(self, config: InpaintingConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, batch: Batch) -> Condition:
+        z, mask = self.need(batch, "masked_z"), self.need(batch, "mask")
+        if mask.ndim != 4 or mask.shape[1] != 1:
+            raise InputError(f"mask: {tuple(mask.shape)} is not (B, 1, H, W)")
+        if any(m != s * self.config.f for m, s in zip(mask.shape[2:], z.shape[2:])):
+            raise InputError(f"mask: {tuple(mask.shape[2:])} is of another size than its image")
+        hole = 1 - 2 * F.interpolate(mask.to(z), z.shape[2:], mode="nearest")
+        return Condition(concat=torch.cat([z, hole], 1))
+
+
+# Several at once ----------------------------------------------------------------------------------------------------
+
+One = (
+    TextConfig | BoxesConfig | SemanticMapConfig | LowResConfig | InpaintingConfig | LabelsConfig
+)  # where JSON does not say which, the one whose fields fit
+
+
+@dataclass(frozen=True)
+class TogetherConfig:
+    parts: tuple[One, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.parts) < 2:
+            raise InputError("parts: two conditions or more are needed")
+
+
+class Together(Conditioner):
+    """Several conditioners: tokens after tokens, channels after channels, features after features.
+
+    Each is dropped by itself in training, so that any of them can be left out, or guided by a scale of its own."""
+
+    def __init__(self, config: TogetherConfig):
+        super().__init__()
+        self.config, self.parts = config, nn.ModuleList(build(part) for part in config.parts)
+        self.keys = tuple(dict.fromkeys(chain.from_iterable(part.keys for part in self.parts)))
+        self.encodes = tuple(dict.fromkeys(chain.from_iterable(part.encodes for part in self.parts)))
+
+    def forward(self, batch: Batch) -> Condition:
+        both = Condition()
+        for part in self.parts:
+            both = both | part(batch)
+        return both
+
+    def blank(self, batch: Batch) -> Batch:
+        for part in self.parts:
+            batch = part.blank(batch)
+        return batch
+
+    def dropped(self, batch: Batch, share: float) -> Batch:
+        for part in self.parts:
+            batch = part.dropped(batch, share)
+        return batch
+
+    def without(self, batch: Batch) -> list[Batch]:
+        """The batch without any condition, then with the first that can be left out, the first two, and so on, but not
+        all: what scales for each are measured from."""
+        some = [part for part in self.parts if part.blank(batch) is not batch]
+        rows = []
+        for i in range(len(some)):
+            rows.append(batch)
+            for part in some[i:]:
+                rows[-1] = part.blank(rows[-1])
+        return rows
+
+
+CONDITIONERS: Mapping[type, type[Conditioner]] = {
+    UnconditionalConfig: Unconditional,
+    LabelsConfig: Labels,
+    TextConfig: Text,
+    BoxesConfig: Boxes,
+    SemanticMapConfig: SemanticMap,
+    LowResConfig: LowRes,
+    InpaintingConfig: Inpainting,
+    TogetherConfig: Together,
+}
+
+
+def parts(config: Any) -> tuple[Any, ...]:
+    """The configs of the conditions that come together in one; itself alone if it is one."""
+    return config.parts if isinstance(config, TogetherConfig) else () if config is None else (config,)
+
+
+def widths(config: Any) -> dict[str, int]:
+    """How wide the doors are that a condition opens, by their names in UNetConfig."""
+    if isinstance(config, TogetherConfig):
+        total: dict[str, int] = {}
+        for part in config.parts:
+            for door, width in widths(part).items():
+                before = total.get(door, 0)  # tokens stand one after the other, the rest side by side
+                if door == "context" and before not in (0, width):
+                    raise InputError(f"width: {before} and {width}; tokens that come together need one width")
+                total[door] = width if door == "context" else before + width
+        return total
+    if isinstance(config, LabelsConfig):
+        return {config.door: config.width}
+    if isinstance(config, (TextConfig, BoxesConfig)):
+        return {"context": config.width}
+    if isinstance(config, InpaintingConfig):
+        return {"concat": config.channels + 1}
+    return {"concat": config.channels} if isinstance(config, (SemanticMapConfig, LowResConfig)) else {}
+
+
+def build(config: Any) -> Conditioner:
+    """The conditioner of a config, with random weights."""
+    return CONDITIONERS[type(config)](config)

@@ -73,6 +73,10 @@ def _parsed(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         inner = [a for a in args if a is not type(None)]
+        if isinstance(value, Mapping):  # what to_dict wrote has all the fields of one of several dataclasses
+            inner.sort(
+                key=lambda a: not dataclasses.is_dataclass(a) or {f.name for f in dataclasses.fields(a)} != {*value}
+            )
         errors = []
         for choice in inner:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import samplers
 from .autoencoder import Autoencoder, AutoencoderConfig, Pixels, PixelsConfig
 from .condition import Condition
-from .conditioners import Batch, Labels, LabelsConfig, Unconditional, UnconditionalConfig
+from .conditioners import CONDITIONERS, Batch, Together
 from .config import InputError, from_dict, one_or_more, read, suggest, to_dict, whole, write
 from .diffusion import Diffusion, RectifiedFlow, VariancePreserving
 from .features import SceneReader, SceneReaderConfig
@@ -28,8 +28,7 @@ PARTS: dict[str, tuple[type, type]] = {
     "Pixels": (Pixels, PixelsConfig),
     "SceneReader": (SceneReader, SceneReaderConfig),
     "UNet": (UNet, UNetConfig),
-    "Unconditional": (Unconditional, UnconditionalConfig),
-    "Labels": (Labels, LabelsConfig),
+    **{kind.__name__: (kind, config) for config, kind in CONDITIONERS.items()},
 }
 SCHEDULES = {c.__name__: c for c in (VariancePreserving, RectifiedFlow)}
 SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
@@ -69,16 +68,34 @@ class LatentDiffusion(nn.Module):
         times (B,) replaces the schedule's random training times."""
         z0 = self.latent(batch)
         t = self.diffusion.schedule.draw(len(z0)) if times is None else times
-        cond = self.conditioner(batch)
-        if dropout:
-            null = self.conditioner(self.conditioner.blank(batch))
-            cond = null.where(torch.rand(len(z0)).to(z0.device) < dropout, cond)
+        batch = self.conditioner.dropped(batch, dropout) if dropout else batch
+        cond = self.conditioner(self.encoded(batch))
         return self.diffusion.loss(lambda z, clock: self.denoiser(z, clock, cond), z0, torch.randn_like(z0), t)
 
-    def conditions(self, batch: Batch) -> tuple[Condition, Condition]:
-        """(told, blank): the two halves of guidance."""
-        batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        return self.conditioner(batch), self.conditioner(self.conditioner.blank(batch))
+    def encoded(self, batch: Batch) -> Batch:
+        """The batch with latents, as KEY_z, of the images that the conditioner wants encoded and that have none yet."""
+        for key in self.conditioner.encodes:
+            if f"{key}_z" not in batch and key in batch:
+                with torch.no_grad():
+                    batch = batch | {f"{key}_z": self.first_stage.encode(batch[key])}
+        return batch
+
+    def conditions(self, batch: Batch, negative: Batch | None = None) -> tuple[Condition, Condition | None]:
+        """(told, blank): the two halves of guidance. negative: takes the place of the blank, in what it holds.
+
+        blank is None for a model whose conditions cannot be left out."""
+        batch = self.encoded(moved(batch, self.device))
+        blank = self.conditioner.blank(batch)
+        if negative is not None:
+            blank = self.encoded({k: v for k, v in blank.items() if k.removesuffix("_z") not in negative})
+            blank = self.encoded(blank | moved(negative, self.device))
+        return self.conditioner(batch), None if blank is batch else self.conditioner(blank)
+
+    def without(self, batch: Batch) -> list[Condition]:
+        """For a scale for each condition: told nothing, told the first that can be left out, the first two, …"""
+        if not isinstance(self.conditioner, Together):
+            raise InputError("guidance: one scale is enough for one condition")
+        return [self.conditioner(some) for some in self.conditioner.without(self.encoded(moved(batch, self.device)))]
 
     @torch.no_grad()
     def trajectory(
@@ -86,7 +103,7 @@ class LatentDiffusion(nn.Module):
         batch: Batch,
         sampler: str | Callable[..., Iterator[Step]] = "ddim",
         steps: int = 50,
-        guidance: float = 1.0,
+        guidance: float | Sequence[float] = 1.0,
         seed: int = 0,
         size: int | tuple[int, int] = 64,
         n: int | None = None,
@@ -96,17 +113,19 @@ class LatentDiffusion(nn.Module):
         rescale: float = 0.0,
         interval: tuple[float, float] = (0.0, 1.0),
         batch_size: int | None = None,
+        negative: Batch | None = None,
         **own: Any,
     ) -> Iterator[Step]:
         """The sampler's steps in latent space, from pure noise at t = 1 to data at t = 0.
 
         batch: the conditions; its length, or n, is the number of samples. size: of the image in pixels, (H, W) or a
-        square's side. seed: sample i depends on (seed, i) alone, not on how many are drawn with it. wrap: around
-        predict (keep_known). grid: of `samplers.GRIDS` by its name, or the times themselves, which take the place of
-        steps. start: z at the grid's first time in place of noise (partly_noised); it says n and the size. rescale,
-        interval: of guidance, see `predictor`. batch_size: how many go through the denoiser at once, None is all.
-        own: the sampler's arguments (eta). InputError for an unknown sampler, grid or argument, and for steps, n, a
-        size or a start that cannot be."""
+        square's side. seed: sample i depends on (seed, i) alone, not on how many are drawn with it. guidance: one
+        scale, or one for each condition that can be left out. negative: what guidance leads away from in place of
+        nothing, such as {"caption": […]}. wrap: around predict (keep_known). grid: of `samplers.GRIDS` by its name, or
+        the times themselves, which take the place of steps. start: z at the grid's first time in place of noise
+        (partly_noised); it says n and the size. rescale, interval: of guidance, see `predictor`. batch_size: how many
+        go through the denoiser at once, None is all. own: the sampler's arguments (eta). InputError for an unknown
+        sampler, grid or argument, and for steps, n, a size or a start that cannot be."""
         name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "sampler")
         if isinstance(sampler, str):
             if sampler not in SAMPLERS:
@@ -133,16 +152,17 @@ class LatentDiffusion(nn.Module):
         unit = f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
         if side[0] % unit or side[1] % unit or min(side) < unit:
             raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
-        told, blank = self.conditions(batch)
+        told, blank = self.conditions(batch, negative)
+        several = self.without(batch) if not isinstance(guidance, (int, float)) else None
         for tensor in told.open().values():
             if len(tensor) != n:
                 raise InputError(f"n: {n} samples are asked for, and conditions for {len(tensor)} are given")
         if start is not None and len(start) != n:
             raise InputError(f"n: {n} samples are asked for, and a start for {len(start)} is given")
-        if not told.open():
+        if blank is None:
             guidance = 1.0  # both halves would be the same
         denoiser = self.denoiser if batch_size is None else parted(self.denoiser, batch_size)
-        predict = samplers.predictor(denoiser, self.diffusion, told, blank, guidance, rescale, interval)
+        predict = samplers.predictor(denoiser, self.diffusion, told, several or blank, guidance, rescale, interval)
         noise = Noise(seed, (n, channels, side[0] // f, side[1] // f))
         drawn = noise(torch.empty(0, device=self.device))
         if "noise" in takes:
@@ -186,6 +206,10 @@ class LatentDiffusion(nn.Module):
                 )
             model.diffusion = diffusion
         return model
+
+
+def moved(batch: Batch, place: torch.device) -> Batch:
+    return {k: v.to(place) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def parted(denoiser: Callable[..., Tensor], rows: int) -> Callable[[Tensor, Tensor, Condition], Tensor]:

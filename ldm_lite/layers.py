@@ -196,3 +196,45 @@ class SpatialTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, context)
         return h + self.proj_out(rearrange(x, "b (y x) c -> b c y x", y=h.shape[2]))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and a feed-forward layer, on normed tokens and added. heads x head_channels need not be width."""
+
+    def __init__(self, width: int, heads: int, head_channels: int):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width), CrossAttention(width, None, heads, head_channels)
+        self.norm2 = nn.LayerNorm(width)
+        self.ff = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ff(self.norm2(x))
+
+
+class TokenEncoder(nn.Module):
+    """tokens (B, length) -> (B, length, width): embeddings of token and place, blocks, a norm.
+
+    The original's encoder of captions and layouts, x-transformers' with its defaults; no token is masked. ValueError
+    for sequences of another length."""
+
+    def __init__(self, vocabulary: int, length: int, width: int, depth: int, heads: int, head_channels: int):
+        super().__init__()
+        self.length = length
+        self.token, self.place = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        for embedding in (self.token, self.place):
+            nn.init.normal_(embedding.weight, std=0.02)
+        self.blocks = nn.ModuleList(EncoderBlock(width, heads, head_channels) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    @property
+    def device(self) -> torch.device:
+        return self.token.weight.device
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.shape[1] != self.length:
+            raise ValueError(f"{tokens.shape[1]} tokens in place of {self.length}")
+        x = self.token(tokens) + self.place.weight
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)

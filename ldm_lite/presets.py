@@ -12,7 +12,20 @@ from typing import Any, Literal
 from torch import nn
 
 from .autoencoder import Autoencoder, AutoencoderConfig, Pixels
-from .conditioners import Labels, LabelsConfig, Unconditional
+from .conditioners import (
+    CONDITIONERS,
+    BoxesConfig,
+    InpaintingConfig,
+    LabelsConfig,
+    LowResConfig,
+    SemanticMapConfig,
+    TextConfig,
+    TogetherConfig,
+    UnconditionalConfig,
+    parts,
+    widths,
+)
+from .conditioners import build as build_conditioner
 from .config import InputError, one_or_more, suggest
 from .diffusion import Diffusion, VariancePreserving
 from .features import SceneReader, SceneReaderConfig
@@ -20,6 +33,8 @@ from .latent import LatentDiffusion, restored
 from .losses import LossConfig
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
+
+CAPTIONS = 2000  # of a dataset, from which the byte pairs of a text encoder are learned
 
 
 @dataclass(frozen=True)
@@ -37,12 +52,15 @@ class DataConfig:
         one_or_more(size=self.size, count=self.count)
 
 
-def dataset(config: DataConfig, split: str = "train") -> Any:
-    """The dataset that a DataConfig names. Where images come without splits, every twentieth is kept for validation."""
+def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) -> Any:
+    """The dataset that a DataConfig names. Where images come without splits, every twentieth is kept for validation.
+
+    keys: what the items of the built-in scenes hold besides image and label."""
     from . import data
 
     if config.path == "scenes":
-        return data.Scenes(split=split, size=config.size, count=config.count if split == "train" else None)
+        both = tuple(dict.fromkeys(("image", "label", *(key for key in keys if key in data.scenes.KEYS))))
+        return data.Scenes(split, config.size, count=config.count if split == "train" else None, keys=both)
     if config.path == "photographs" and not Path(config.path).exists():
         raise InputError("data.path: whose photographs? give a folder with --data PATH")
     settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
@@ -62,7 +80,8 @@ class Part:
 
     def __init__(self, data: Any, rows: Sequence[int]):
         self.data, self.rows = data, rows
-        self.label_names = getattr(data, "label_names", ())
+        for names in ("label_names", "box_names", "segment_names"):
+            setattr(self, names, getattr(data, names, ()))
 
     def __repr__(self) -> str:
         return f"Part({self.data!r}, {len(self.rows)} rows from {self.rows[0]} to {self.rows[-1]})"
@@ -94,6 +113,9 @@ class AutoencoderRecipe:
         return model
 
 
+Told = TextConfig | BoxesConfig | SemanticMapConfig | LowResConfig | InpaintingConfig | TogetherConfig
+
+
 @dataclass(frozen=True)
 class DiffusionRecipe:
     """A denoiser in the latents of a first stage: a run's folder, shipped weights, a preset that is trained first if it
@@ -107,6 +129,7 @@ class DiffusionRecipe:
     snr_cap: float | None = None
     labels: tuple[str, ...] = ()  # names of the classes; none for an unconditional model
     classes: bool = False  # the labels are the data's: its folders, or the names of its label column
+    condition: Told | None = None  # what the model is told, besides labels
     dropout: float = 0.1  # share of conditions blanked in training, for guidance
     cache: bool = True  # encode every image once, before training
     data: DataConfig = DataConfig()
@@ -121,14 +144,69 @@ class DiffusionRecipe:
         if self.data.size % stage.f or side % self.model.factor:
             raise InputError(f"size: {self.data.size} is not divisible by {stage.f * self.model.factor}")
         diffusion = Diffusion(self.schedule, self.predicts, self.distance, self.snr_cap)
-        if not self.labels:
-            return LatentDiffusion(stage, UNet(self.model), diffusion, Unconditional())
-        door: Literal["context", "vector"] = "context" if self.model.context else "vector"
-        width = self.model.context or self.model.vector
-        return LatentDiffusion(stage, UNet(self.model), diffusion, Labels(LabelsConfig(self.labels, width, door)))
+        told = self.told(stage)
+        unet = UNet(replace(self.model, **widths(told)))
+        return LatentDiffusion(stage, unet, diffusion, build_conditioner(told))
+
+    def told(self, stage: nn.Module) -> Any:
+        """The config of the conditioner: labels, the condition as the first stage needs it, or both together."""
+        told: list[Any] = []
+        if self.labels:
+            door: Literal["context", "vector"] = "vector" if self.model.vector else "context"
+            told.append(LabelsConfig(self.labels, self.model.vector or self.model.context, door))
+        for part in parts(self.condition):
+            if isinstance(part, (SemanticMapConfig, LowResConfig)):
+                part = replace(part, f=stage.f)
+            elif isinstance(part, InpaintingConfig):
+                part = replace(part, f=stage.f, channels=stage.channels)
+            told.append(part)
+        if len(told) > 1:
+            return TogetherConfig(tuple(told))
+        return told[0] if told else UnconditionalConfig()
+
+    def keys(self) -> tuple[str, ...]:
+        """What the conditions need of a dataset's items."""
+        return tuple(key for part in parts(self.condition) for key in CONDITIONERS[type(part)].keys)
+
+    def images(self, split: str = "train") -> Any:
+        """The recipe's dataset, with what the condition adds to its items. InputError for keys that it lacks."""
+        from .data import with_low_res, with_mask
+
+        images = dataset(self.data, split, self.keys())
+        for part in parts(self.condition):
+            if isinstance(part, LowResConfig):
+                images = with_low_res(images, part.factor, part.degradation)
+            elif isinstance(part, InpaintingConfig):
+                images = with_mask(images)
+        held = images[0] if self.condition and len(images) else {}
+        for key in self.keys() if held else ():
+            if key not in held:
+                raise InputError(f"{key}: {self.data.path} has none; its items have {', '.join(held)}")
+        return images
 
     def named(self, images: Any) -> DiffusionRecipe:
-        """The recipe with the labels of a dataset, where `classes` asks for them. InputError when it has none."""
+        """The recipe with what a dataset knows: its classes, where `classes` asks for them, the names of its objects or
+        segments, and the byte pairs of its captions. InputError for classes or names that it does not have."""
+        recipe = self._classified(images)
+        named = tuple(self._named(part, images) for part in parts(self.condition))
+        if not named:
+            return recipe
+        return replace(recipe, condition=TogetherConfig(named) if len(named) > 1 else named[0])
+
+    def _named(self, part: Any, images: Any) -> Any:
+        if isinstance(part, TextConfig) and not part.merges:
+            from .tokens import learned
+
+            some = (images[row]["caption"] for row in range(min(len(images), CAPTIONS)))
+            return replace(part, merges=learned(some, part.vocabulary))
+        for kind, names in ((BoxesConfig, "box_names"), (SemanticMapConfig, "segment_names")):
+            if isinstance(part, kind) and not part.names:
+                if not (found := tuple(getattr(images, names, ()))):
+                    raise InputError(f"condition.names: {self.data.path} does not say them; give them")
+                return replace(part, names=found)
+        return part
+
+    def _classified(self, images: Any) -> DiffusionRecipe:
         if not self.classes or self.labels:
             return self
         names = tuple(getattr(images, "label_names", ()))
@@ -256,7 +334,7 @@ def _unconditional(name: str, batch: int, lr: float, steps: int) -> DiffusionRec
     return DiffusionRecipe("vq-f4", UNETS[name], data=DataConfig("photographs", 256), train=train)
 
 
-PAPER = {
+PAPER: dict[str, DiffusionRecipe] = {
     "celebahq-ldm4": _unconditional("celebahq-ldm4", 48, 9.6e-5, 410_000),
     "ffhq-ldm4": _unconditional("ffhq-ldm4", 42, 8.4e-5, 635_000),
     "lsun-bedrooms-ldm4": _unconditional("lsun-bedrooms-ldm4", 48, 9.6e-5, 1_900_000),
@@ -287,6 +365,67 @@ PAPER = {
     ),
 }
 
+_LATE = VariancePreserving(end=0.0205)
+
+
+def _conditional(
+    name: str,
+    condition: Told,
+    schedule: VariancePreserving,
+    distance: Literal["l2", "l1"],
+    train: TrainConfig,
+    **data: Any,
+) -> DiffusionRecipe:
+    stage = "vq-f4-noattn" if name == "inpainting" else "vq-f4"
+    photographs = DataConfig("photographs", 256, **data)
+    return DiffusionRecipe(
+        stage, UNETS[name], schedule, "eps", distance, condition=condition, data=photographs, train=train
+    )
+
+
+# Table 15, and where it and the released configurations differ, the latter. Their text encoder reads BERT's tokens,
+# this one learns byte pairs from the captions. The data: captions, boxes or maps beside photographs (COCO, Landscapes);
+# for the last two any photographs (OpenImages, Places).
+PAPER |= {
+    "text2img256": _conditional(
+        "text2img256",
+        TextConfig(640, 32, 8, 64, 77, 30_522),
+        VariancePreserving(),
+        "l2",
+        TrainConfig(steps=390_000, batch=28, lr=5.6e-5, warmup=0),
+    ),
+    "layout2img256": _conditional(
+        "layout2img256",
+        BoxesConfig(width=512, depth=16, heads=8, head_channels=64, most=30, grid=90, vocabulary=8192, crop=True),
+        _LATE,
+        "l1",
+        TrainConfig(steps=4_400_000, batch=24, lr=4.8e-5, warmup=0),
+    ),
+    "semantic256": _conditional(
+        "semantic256",
+        SemanticMapConfig(tuple(map(str, range(182)))),
+        _LATE,
+        "l1",
+        TrainConfig(steps=360_000, batch=48, lr=4.8e-5, warmup=0),
+    ),
+    "bsr-sr": _conditional(
+        "bsr-sr",
+        LowResConfig(4, degradation="bsr"),
+        VariancePreserving(end=0.0155),
+        "l2",
+        TrainConfig(steps=860_000, batch=64, lr=6.4e-5, warmup=0),
+        crop="random",
+    ),
+    "inpainting": _conditional(
+        "inpainting",
+        InpaintingConfig(),
+        _LATE,
+        "l1",
+        TrainConfig(steps=360_000, batch=128, lr=1e-6, warmup=1000),
+        crop="random",
+    ),
+}
+
 # On the built-in scenes, at sizes that a laptop trains --------------------------------------------------------------
 
 _SCENES_UNET = UNetConfig(channels=3, width=64, mult=(1, 2, 2), blocks=1, attend_at=(2, 4), head_channels=32, vector=64)
@@ -299,6 +438,22 @@ def _quick(steps: int, batch: int, lr: float, ema: float, **more: Any) -> TrainC
     )
 
 
+_OBJECTS = ("house", "tree", "pine", "cactus", "boat")
+_SEGMENTS = ("sky", "sun", "moon", "mountain", "grass", "snow", "sand", "water", *_OBJECTS)
+
+
+def _told(condition: Told, steps: int, width: int = 48) -> DiffusionRecipe:
+    """A model of the scenes that is told something else than a class."""
+    return DiffusionRecipe(
+        "scenes-kl-f4",
+        replace(_SCENES_UNET, width=width, head_channels=width // 2, vector=0),
+        predicts="v",
+        condition=condition,
+        data=DataConfig(count=60_000),
+        train=_quick(steps, 32, 1e-3, 0.9995, sample_every=1000),
+    )
+
+
 SCENES = {
     "scenes-ldm4": DiffusionRecipe(
         "scenes-kl-f4",
@@ -308,6 +463,11 @@ SCENES = {
         data=DataConfig(count=60_000),
         train=_quick(12_000, 32, 1e-3, 0.9995, sample_every=1000),
     ),
+    "scenes-text": _told(TextConfig(width=96, heads=3, length=40), 12_000),
+    "scenes-layout": _told(BoxesConfig(_OBJECTS, width=96, heads=3, most=4), 12_000),
+    "scenes-map": _told(SemanticMapConfig(_SEGMENTS), 8_000, width=40),
+    "scenes-upscale": _told(LowResConfig(4), 8_000, width=40),
+    "scenes-inpaint": _told(InpaintingConfig(), 10_000),
     # what Features("scenes") looks at pictures with
     "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
     # what `ldm-lite demo` trains, each for its share of the minutes

@@ -100,7 +100,7 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
 
 def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Path:
     stage = first_stage_of(recipe, out).to(device())
-    images = dataset(recipe.data)
+    images = recipe.images()
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
@@ -108,11 +108,11 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
         from .data import cache_latents
 
         claim(out, recipe)
-        images = cache_latents(stage, images, out / "latents")
+        images = cache_latents(stage, images, out / "latents", also=model.conditioner.encodes)
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     fit(task, images, recipe.train, out, about(recipe))
     if not finished(out):
-        held_out = dataset(recipe.data, "validation")
+        held_out = recipe.images("validation")
         numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), held_out, named, out)
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
@@ -137,7 +137,7 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     preset = PRESETS.get(name)
     if isinstance(preset, AutoencoderRecipe):
         # settings that do not fit are said before the work, not after
-        fitting = recipe.named(dataset(recipe.data)) if recipe.classes else recipe
+        fitting = recipe.named(recipe.images()) if recipe.classes or recipe.condition else recipe
         with torch.device("meta"):
             fitting.build()
         beside = out.parent / name

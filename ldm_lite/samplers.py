@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -64,8 +64,8 @@ def predictor(
     model: Callable[[Tensor, Tensor, Condition], Tensor],
     diffusion: Diffusion,
     cond: Condition,
-    null: Condition | None = None,
-    guidance: float = 1.0,
+    null: Condition | Sequence[Condition] | None = None,
+    guidance: float | Sequence[float] = 1.0,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Predict:
@@ -73,12 +73,19 @@ def predictor(
 
     output = null + guidance (cond - null): 1 is the plain conditional model, 0 the unconditional one. Guiding
     the output guides eps and z0 alike, because both are linear in it.
+    Several scales: null has as many conditions, each told more than the one before, and cond is told all; then
+    output = null_1 + guidance_1 (null_2 - null_1) + … + guidance_n (cond - null_n) (Brooks et al. 2023, eq. 3).
     rescale: how much of the deviation that guidance adds to each sample is taken back, 0 … 1 (Lin et al. 2023,
     section 3.4). interval: the times at which guidance acts, ends included (Kynkaanniemi et al. 2024, who give noise
     levels); outside, the network is asked for the conditional half alone.
     InputError for guidance without a null condition, and for numbers out of range."""
-    if guidance != 1 and null is None:
+    scales = [float(guidance)] if isinstance(guidance, (int, float)) else [float(scale) for scale in guidance]
+    nulls = [null] if isinstance(null, Condition) else list(null or ())
+    plain = all(scale == 1 for scale in scales)
+    if not plain and not nulls:
         raise InputError(f"guidance {guidance} needs the null condition; 1 does without")
+    if not plain and len(scales) != len(nulls):
+        raise InputError(f"guidance: {len(scales)} scales, and {len(nulls)} conditions that can be left out")
     if not 0 <= rescale <= 1:
         raise InputError(f"rescale: {rescale} is not between 0 and 1")
     early, late = interval
@@ -87,12 +94,14 @@ def predictor(
 
     def predict(z: Tensor, t: Tensor) -> Estimate:
         clock = diffusion.schedule.clock(t).to(z.device, torch.float32).expand(len(z))
-        if guidance == 1 or not early <= float(t) <= late:
+        if plain or not early <= float(t) <= late:
             output = model(z, clock, cond)
         else:
-            both = model(torch.cat([z, z]), torch.cat([clock, clock]), Condition.stack([null, cond]))
-            without, told = both.float().chunk(2)
-            output = without + guidance * (told - without)
+            n = len(nulls) + 1
+            outputs = model(torch.cat([z] * n), clock.repeat(n), Condition.stack([*nulls, cond])).float().chunk(n)
+            output, told = outputs[0], outputs[-1]
+            for scale, less, more in zip(scales, outputs, outputs[1:]):
+                output = output + scale * (more - less)
             if rescale:
                 less = deviation(told) / deviation(output).clamp(min=1e-12)  # a new network's output is 0
                 output = output * (1 - rescale + rescale * less)

@@ -406,13 +406,15 @@ def rows(step: int, n: int, config: TrainConfig, rank: int = 0, world: int = 1) 
 class Drawn(Dataset):
     """A dataset addressed by (row, epoch) pairs, a batch at a time.
 
-    batch(rows) -> dict is used where a dataset offers it, then draw(row, epoch) -> item, then dataset[row]."""
+    draws(pairs) -> dict is used where a dataset offers it, then batch(rows), draw(row, epoch) -> item, dataset[row]."""
 
     def __init__(self, data: Any):
         self.data = data
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        if hasattr(self.data, "batch"):
+        if hasattr(self.data, "draws"):
+            batch = dict(self.data.draws(pairs))
+        elif hasattr(self.data, "batch"):
             batch = dict(self.data.batch([row for row, _ in pairs]))
         else:
             draw = getattr(self.data, "draw", None)

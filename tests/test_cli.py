@@ -439,3 +439,18 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(here, monkeypatch, ca
     assert cli.main(["train", "tiny-kl2", "--out", "again"]) == 0
     same = [(here / folder / "model/model.safetensors").read_bytes() for folder in ("runs/tiny-kl2", "again")]
     assert same[0] == same[1]
+
+
+def test_the_settings_of_a_condition_are_options_and_of_none_there_are_none(capsys):
+    from ldm_lite.cli import options
+    from ldm_lite.config import InputError
+    from ldm_lite.presets import PRESETS, DiffusionRecipe
+
+    text = options(DiffusionRecipe, PRESETS["scenes-text"], ["--condition.length", "24"], "train")
+    assert text.condition.length == 24 and text.condition.width == PRESETS["scenes-text"].condition.width
+    bare = PRESETS["scenes-ldm4"]
+    assert options(DiffusionRecipe, bare, [], "train") == bare
+    with pytest.raises(InputError, match=r"^--condition\.length: no such option of train"):
+        options(DiffusionRecipe, bare, ["--condition.length", "24"], "train")
+    with pytest.raises(InputError, match="vocabulary: 9 is less than the 256 bytes and the end"):
+        options(DiffusionRecipe, PRESETS["scenes-text"], ["--condition.vocabulary", "9"], "train")

@@ -185,3 +185,29 @@ def test_a_file_is_as_readable_as_any_other_whatever_wrote_it(tmp_path):
         temporary.write_text("x")
         temporary.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@dataclass(frozen=True)
+class Wide:
+    names: tuple[str, ...] = ()
+    f: int = 4
+    channels: int = 3
+
+
+@dataclass(frozen=True)
+class Narrow:
+    channels: int = 3
+    f: int = 4
+
+
+@dataclass(frozen=True)
+class Either:
+    one: Wide | Narrow | None = None
+
+
+def test_of_several_dataclasses_the_one_with_the_fields_that_were_written_comes_back():
+    for one in (Wide(("a",)), Wide(), Narrow(5), None):
+        assert from_dict(Either, to_dict(Either(one))) == Either(one)
+    assert from_dict(Either, {"one": {"names": ["b"]}}) == Either(Wide(("b",)))
+    with pytest.raises(InputError, match=r"nams: Either\.one has names, f, channels"):
+        from_dict(Either, {"one": {"nams": ["b"]}})

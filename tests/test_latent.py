@@ -12,7 +12,19 @@ from tiny import NAMES, UNET, Pictures, latent_diffusion
 
 from ldm_lite import samplers
 from ldm_lite.autoencoder import Pixels
-from ldm_lite.conditioners import Unconditional
+from ldm_lite.conditioners import (
+    BoxesConfig,
+    InpaintingConfig,
+    LabelsConfig,
+    LowResConfig,
+    SemanticMapConfig,
+    TextConfig,
+    TogetherConfig,
+    Unconditional,
+    UnconditionalConfig,
+    build,
+    widths,
+)
 from ldm_lite.config import InputError
 from ldm_lite.diffusion import Diffusion, RectifiedFlow, VariancePreserving
 from ldm_lite.folders import found
@@ -239,10 +251,19 @@ def test_inpainting_wraps_the_prediction():
     assert torch.equal(z[..., :5], known[..., :5]) and not torch.equal(z[..., 5:], known[..., 5:])
 
 
+_TEXT = TextConfig(width=6, depth=1, heads=2, head_channels=3, length=5)
 CONDITIONS = {
-    "nothing": {"vector": 0},
-    "labels as context": {"vector": 0, "context": 6},
-    "labels as a vector": {},
+    "nothing": UnconditionalConfig(),
+    "labels as context": LabelsConfig(NAMES, 6),
+    "labels as a vector": LabelsConfig(NAMES, 6, "vector"),
+    "text": _TEXT,
+    "boxes": BoxesConfig(("house", "pine"), width=6, depth=1, heads=2, head_channels=3, most=2, grid=5),
+    "map": SemanticMapConfig(("sky", "sea"), f=2, channels=2),
+    "low resolution": LowResConfig(2, 2, noise=0.1),
+    "hole": InpaintingConfig(channels=2, f=2),
+    "labels, text and map": TogetherConfig(
+        (LabelsConfig(NAMES, 4, "vector"), _TEXT, SemanticMapConfig(("sky", "sea"), f=2, channels=2))
+    ),
 }
 NETWORKS = {"plain": {}, "film and updown": {"film": True, "resblock_updown": True}}
 DIFFUSIONS = {
@@ -257,8 +278,25 @@ ALL = {name: {"sampler": name} for name in SAMPLERS} | {"ddpm": {"eta": 1.0}}
 
 @cache
 def built(told: str, network: str) -> LatentDiffusion:
-    config = replace(UNET, **CONDITIONS[told], **NETWORKS[network])
-    return latent_diffusion(config, "context" if config.context else "vector")
+    condition = CONDITIONS[told]
+    model = latent_diffusion(replace(UNET, **({"vector": 0} | widths(condition)), **NETWORKS[network]))
+    return LatentDiffusion(model.first_stage, model.denoiser, model.diffusion, build(condition))
+
+
+def told_all(n: int) -> dict:
+    """What every conditioner asks for, for n pictures of 8 x 12."""
+    mask = torch.ones(n, 1, 8, 12)
+    mask[..., :4] = 0
+    return {
+        "label": torch.arange(n) % len(NAMES),
+        "caption": [("two pines", "a house")[i % 2] for i in range(n)],
+        "boxes": [torch.tensor([[0.1, 0.2, 0.4, 0.9]])[: i % 2] for i in range(n)],
+        "box_labels": [torch.tensor([1])[: i % 2] for i in range(n)],
+        "segmentation": torch.arange(n * 96).view(n, 8, 12) // 5 % 2,
+        "low": torch.linspace(-1, 1, n * 72).view(n, 3, 4, 6),
+        "masked": torch.linspace(-1, 1, n * 288).view(n, 3, 8, 12),
+        "mask": mask,
+    }
 
 
 @pytest.mark.parametrize("sampler", ALL)
@@ -267,11 +305,86 @@ def built(told: str, network: str) -> LatentDiffusion:
 @pytest.mark.parametrize("told", CONDITIONS)
 def test_every_condition_network_diffusion_and_sampler_work_together(told, network, diffusion, sampler):
     model = built(told, network).train()
-    model.diffusion, given = DIFFUSIONS[diffusion], {} if told == "nothing" else batch(3)
-    losses = model(given | {"image": Pictures(3).images}, dropout=0.5)
+    keys = model.conditioner.keys
+    model.diffusion, given = DIFFUSIONS[diffusion], {key: told_all(3)[key] for key in keys}
+    losses = model(given | {"image": Pictures(3).images.transpose(2, 3)}, dropout=0.5)
     assert losses.shape == (3,) and losses.isfinite().all()
     drawn = model.eval().sample(given, n=3, steps=4, guidance=1.5, size=(8, 12), **ALL[sampler])
     assert drawn.shape == (3, 3, 8, 12) and drawn.isfinite().all() and drawn.std() > 0
+
+
+@pytest.mark.parametrize("told", CONDITIONS)
+def test_a_saved_model_is_told_the_same_again(told, tmp_path):
+    model, given = built(told, "plain").eval(), told_all(2)
+    model.save(tmp_path)
+    again, settings = LatentDiffusion.load(tmp_path), {"n": 2, "steps": 2, "size": (8, 12)}
+    assert describe(again) == describe(model)
+    assert torch.equal(again.sample(given, **settings), model.sample(given, **settings))
+
+
+@pytest.mark.parametrize("told", [name for name in CONDITIONS if name != "nothing"])
+def test_what_a_model_is_told_changes_what_it_draws(told):
+    model, given = built(told, "plain").eval(), told_all(2)
+    other = given | {
+        "label": given["label"] + 1, "caption": ["a house", "snow"], "boxes": given["boxes"][::-1],
+        "box_labels": given["box_labels"][::-1], "segmentation": 1 - given["segmentation"],
+        "low": -given["low"], "masked": -given["masked"],
+    }  # fmt: skip
+    settings = {"n": 2, "steps": 3, "size": (8, 12)}
+    first, again, changed = (model.sample(batch, **settings) for batch in (given, given, other))
+    assert torch.equal(first, again)
+    assert ((first - changed).flatten(1).abs().amax(1) > 1e-5).all()
+
+
+def test_images_that_a_conditioner_wants_encoded_are_and_cached_ones_are_taken():
+    model, given = built("hole", "plain").eval(), told_all(2)
+    cond, blank = model.conditions(given)
+    assert blank is None and torch.equal(cond.concat[:, :2], model.first_stage.encode(given["masked"]))
+    cached = {"masked_z": torch.zeros(2, 2, 4, 6), "mask": given["mask"], "masked": given["masked"]}
+    assert (model.conditions(cached)[0].concat[:, :2] == 0).all()
+
+
+def test_a_condition_that_cannot_be_left_out_costs_guidance_nothing():
+    model, given = built("map", "plain").eval(), told_all(2)
+    plain, guided = (model.sample(given, n=2, steps=2, size=(8, 12), guidance=g) for g in (1.0, 5.0))
+    assert torch.equal(plain, guided)
+
+
+def test_a_negative_prompt_takes_the_place_of_the_empty_one():
+    model, given = built("text", "plain").eval(), told_all(2)
+    negative = {"caption": ["fog", "rain"]}
+    told, blank = model.conditions(given, negative)
+    assert torch.equal(blank.context, model.conditioner(negative).context)
+    assert torch.equal(told.context, model.conditioner(given).context)
+    settings = {"steps": 3, "size": (8, 12), "n": 2}
+    away = model.sample(given, guidance=3.0, negative=negative, **settings)
+    assert not torch.equal(away, model.sample(given, guidance=3.0, **settings))
+    # guidance 0 is the negative prompt alone
+    torch.testing.assert_close(
+        model.sample(given, guidance=0.0, negative=negative, **settings), model.sample(negative, **settings)
+    )
+
+
+def test_two_conditions_have_a_scale_each():
+    model, given = built("labels, text and map", "plain").eval(), told_all(2)
+    settings = {"steps": 3, "size": (8, 12), "n": 2}
+    torch.testing.assert_close(
+        model.sample(given, guidance=(2.5, 2.5), **settings), model.sample(given, guidance=2.5, **settings)
+    )
+    label_alone = given | {"caption": ["", ""]}
+    torch.testing.assert_close(
+        model.sample(given, guidance=(1.0, 0.0), **settings), model.sample(label_alone, **settings)
+    )
+    with pytest.raises(InputError, match=r"^guidance: 3 scales, and 2 conditions that can be left out$"):
+        model.sample(given, guidance=(1.0, 2.0, 3.0), **settings)
+    with pytest.raises(InputError, match=r"^guidance: one scale is enough for one condition$"):
+        built("text", "plain").sample(given, guidance=(1.0, 2.0), **settings)
+
+
+def test_a_layout_is_not_shuffled_when_it_is_sampled():
+    model = built("boxes", "plain").eval()
+    two = {"boxes": [torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])], "box_labels": [torch.tensor([0, 1])]}
+    assert len({model.sample(two, steps=1, size=(8, 12)).sum().item() for _ in range(6)}) == 1
 
 
 @pytest.mark.parametrize(

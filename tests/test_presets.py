@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from published import DENOISERS, FIRST_STAGES
 from torch import nn
 
 from ldm_lite.config import InputError, from_dict, read, write
+from ldm_lite.data import Scenes
 from ldm_lite.diffusion import VariancePreserving
 from ldm_lite.latent import assembled, describe
 from ldm_lite.presets import PAPER, PRESETS, DataConfig, DiffusionRecipe, build, load_first_stage, recipe
+from ldm_lite.tokens import learned
+from ldm_lite.training import Drawn
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
 OF_PHOTOGRAPHS = PRESETS["autoencoder"]
@@ -95,6 +99,46 @@ def test_the_labels_of_the_scenes_are_the_datasets():
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, r in PRESETS.items() if getattr(r, "condition", None) and "scenes" in n])
+def test_a_conditional_recipe_of_the_scenes_has_all_that_its_model_is_told(name):
+    made = replace(recipe(name), data=DataConfig(count=40))
+    images = made.images()
+    model = made.named(images).build()
+    batch = Drawn(images).__getitems__([(0, 0), (39, 0)])
+    assert {*model.conditioner.keys} <= {*batch}
+    assert model(batch, dropout=0.5).shape == (2,)
+
+
+def test_the_names_of_the_scenes_objects_and_segments_are_the_datasets():
+    assert PRESETS["scenes-layout"].condition.names == Scenes.box_names
+    assert PRESETS["scenes-map"].condition.names == Scenes.segment_names
+
+
+def test_what_a_dataset_knows_goes_into_the_recipe():
+    scenes = replace(recipe("scenes-text"), data=DataConfig(count=60))
+    merges = scenes.named(scenes.images()).condition.merges
+    assert merges and merges == learned([Scenes()[row]["caption"] for row in range(60)], 512)
+    layout = replace(recipe("scenes-layout"), condition=replace(recipe("scenes-layout").condition, names=()))
+    assert layout.named(layout.images()).condition.names == Scenes.box_names
+
+
+def test_data_without_what_a_condition_needs_is_refused(tmp_path):
+    Image.new("RGB", (70, 70)).save(tmp_path / "a.png")
+    data = DataConfig(str(tmp_path))
+    for name, key in (("scenes-text", "caption"), ("scenes-layout", "boxes"), ("scenes-map", "segmentation")):
+        with pytest.raises(InputError, match=rf"^{key}: .* has none; its items have image$"):
+            replace(recipe(name), data=data).images()
+    assert replace(recipe("scenes-upscale"), data=data).images()[0]["low"].shape == (3, 16, 16)
+    assert replace(recipe("scenes-inpaint"), data=data).images()[0]["mask"].shape == (1, 64, 64)
+
+
+def test_labels_and_another_condition_come_together():
+    both = replace(recipe("scenes-map"), labels=("a", "b"), model=replace(recipe("scenes-map").model, vector=8))
+    model = both.build()
+    assert type(model.conditioner).__name__ == "Together"
+    assert (model.denoiser.config.vector, model.denoiser.config.concat) == (8, 3)
 
 
 def test_an_unknown_preset_is_told_the_names():

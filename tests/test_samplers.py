@@ -443,6 +443,16 @@ def test_guidance_calls_the_network_once_for_both_halves():
     assert sizes == [(6, 6, 6), (3, 3, 3)]
 
 
+def test_several_scales_lead_from_each_condition_to_the_next():
+    at, t, d = z(3, 4, 5, 7), torch.tensor(0.6), Diffusion(PAPER, "v")
+    half = TOLD.map(lambda v: v / 2)
+    none, some, all_ = (predictor(network, d, cond)(at, t).z0 for cond in (NULL, half, TOLD))
+    guided = predictor(network, d, TOLD, [NULL, half], (3.0, 0.5))(at, t).z0
+    torch.testing.assert_close(guided, none + 3.0 * (some - none) + 0.5 * (all_ - some), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"^guidance: 1 scales, and 2 conditions that can be left out$"):
+        predictor(network, d, TOLD, [NULL, half], 2.0)
+
+
 def test_guidance_without_the_null_condition_is_refused():
     with pytest.raises(InputError, match=r"guidance 2\.0 needs the null condition; 1 does without"):
         predictor(network, Diffusion(PAPER), TOLD, None, 2.0)

@@ -12,6 +12,7 @@ from ldm_lite.data.scenes import (
     BIOMES,
     COLOURS,
     HEIGHT,
+    KEYS,
     LABELS,
     OBJECTS,
     PAINT,
@@ -223,3 +224,29 @@ def test_every_size_from_16_to_512_is_drawn(size):
 def test_what_cannot_be_drawn_is_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Scenes(**wrong)
+
+
+# Batches of more than pixels ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_the_keys_that_are_asked_for_and_equals_the_items():
+    scenes = Scenes("validation", size=48, keys=KEYS)
+    rows = [5, 0, 31]
+    batch = scenes.batch(rows)
+    assert tuple(batch) == KEYS and batch["segmentation"].dtype == torch.uint8
+    for i, row in enumerate(rows):
+        item = scenes[row]
+        assert batch["caption"][i] == item["caption"] and batch["label"][i] == item["label"]
+        assert torch.equal(batch["image"][i].float() / 127.5 - 1, item["image"])
+        for key in ("boxes", "box_labels", "segmentation"):
+            assert torch.equal(batch[key][i].to(item[key].dtype), item[key])
+    assert tuple(Scenes("validation", keys=("caption",)).batch([1])) == ("caption",)
+
+
+def test_an_unknown_key_is_told_the_known_ones():
+    with pytest.raises(InputError, match=r"^captions: no such key of Scenes; did you mean caption\?"):
+        Scenes(keys=("captions",))
+
+
+def test_datasets_say_the_names_of_their_objects_and_segments():
+    assert Scenes.box_names == OBJECTS and Scenes.segment_names == SEGMENTS

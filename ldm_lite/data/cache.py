@@ -33,14 +33,18 @@ class Latents(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         item = {key: values[row] for key, values in self.columns.items()}
-        item["z"] = item["z"].float()
+        item |= {k: v.float() for k, v in item.items() if latent(k)}
         return {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in item.items()}
 
     def batch(self, rows: Sequence[int]) -> dict[str, Any]:
         """{"z": (B, C, h, w), …} of these rows; what cannot be stacked (captions, unequal boxes) is a list."""
         at = torch.as_tensor(rows, dtype=torch.long)
         found = {k: v[at] if isinstance(v, Tensor) else [v[row] for row in rows] for k, v in self.columns.items()}
-        return found | {"z": found["z"].float()}
+        return found | {k: v.float() for k, v in found.items() if latent(k)}
+
+
+def latent(key: str) -> bool:
+    return key == "z" or key.endswith("_z")
 
 
 def cache_latents(
@@ -52,6 +56,7 @@ def cache_latents(
     epochs: int = 1,
     workers: int = 0,
     progress: bool = True,
+    also: Sequence[str] = (),
 ) -> Latents:
     """Every item of `dataset` encoded, on the first stage's device, with its label and whatever a batch of it holds.
 
@@ -60,6 +65,7 @@ def cache_latents(
     sample: one draw of the posterior for each item, fixed from then on; otherwise its mean.
     epochs: a crop or flip, once encoded, is what it is. With epochs = k, the cache holds the dataset as its first k
     epochs draw it, k len(dataset) items.
+    also: other images of an item, such as one with a hole, that are encoded too (their means), each as KEY_z.
     batch, workers: images at a time, and processes that prepare them. Memory: 2 bytes for each element of z.
 
     InputError: an empty dataset or a stream, images that the first stage does not take, a folder that cannot be
@@ -70,11 +76,11 @@ def cache_latents(
     names = getattr(dataset, "label_names", ())
 
     def encoded() -> dict[str, Tensor | list[Any]]:
-        return _encoded(first_stage, dataset, batch, sample, epochs, workers, progress)
+        return _encoded(first_stage, dataset, batch, sample, epochs, workers, progress, also)
 
     if folder is None:
         return Latents(encoded(), names)
-    path, key = Path(folder) / FILE, _key(first_stage, dataset, sample, epochs)
+    path, key = Path(folder) / FILE, _key(first_stage, dataset, sample, epochs, also)
     columns = _read(path, key)
     if columns is None:
         with whole(path) as temporary:  # before the work: a place that cannot be written is known at once
@@ -85,7 +91,14 @@ def cache_latents(
 
 @torch.no_grad()
 def _encoded(
-    first_stage: nn.Module, dataset: Any, batch: int, sample: bool, epochs: int, workers: int, progress: bool
+    first_stage: nn.Module,
+    dataset: Any,
+    batch: int,
+    sample: bool,
+    epochs: int,
+    workers: int,
+    progress: bool,
+    also: Sequence[str],
 ) -> dict[str, Tensor | list[Any]]:
     from tqdm.auto import tqdm
 
@@ -108,9 +121,10 @@ def _encoded(
             for part in _batches(dataset, batch, epochs, workers):
                 if sample:
                     torch.manual_seed(mix(0, done))
-                image = moved({"image": part.pop("image")}, place)["image"]
+                images = moved({key: part.pop(key) for key in ("image", *also)}, place)
                 with autocast(place, dtype):
-                    code = first_stage.encode(image, sample=sample).half().cpu()
+                    code = first_stage.encode(images.pop("image"), sample=sample).half().cpu()
+                    part |= {f"{key}_z": first_stage.encode(other).half().cpu() for key, other in images.items()}
                 if not code.isfinite().all():
                     raise FloatingPointError(f"rows {done} … {done + len(code) - 1}: latents that are not finite")
                 z = _room(n, code) if z is None else z
@@ -167,11 +181,11 @@ def _joined(parts: list[Any]) -> Tensor | list[Any]:
 # The file -------------------------------------------------------------------------------------------------------------
 
 
-def _key(first_stage: nn.Module, dataset: Any, sample: bool, epochs: int) -> str:
+def _key(first_stage: nn.Module, dataset: Any, sample: bool, epochs: int, also: Sequence[str] = ()) -> str:
     """What the latents depend on, in one word."""
     from ..training import Drawn
 
-    digest = hashlib.sha256(f"{FORMAT} {sample} {epochs} {type(first_stage).__name__} ".encode())
+    digest = hashlib.sha256(f"{FORMAT} {sample} {epochs} {' '.join(also)} {type(first_stage).__name__} ".encode())
     digest.update(str(getattr(first_stage, "config", first_stage)).encode())
     for name, value in first_stage.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())

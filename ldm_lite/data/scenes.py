@@ -24,6 +24,7 @@ LABELS = tuple(f"{time} {biome}" for time in TIMES for biome in BIOMES)
 OBJECTS = ("house", "tree", "pine", "cactus", "boat")
 SEGMENTS = ("sky", "sun", "moon", "mountain", *BIOMES, *OBJECTS)
 COLOURS = ("red", "blue", "yellow", "white")
+KEYS = ("image", "label", "caption", "boxes", "box_labels", "segmentation")
 SPLITS = {"train": 1_000_000, "validation": 10_000, "test": 10_000}
 
 HOUSE, TREE, PINE, CACTUS, BOAT = range(5)
@@ -59,9 +60,10 @@ class Scenes(Dataset):
     segmentation (size, size), SEGMENTS[i]
 
     split: train, validation and test are disjoint streams. size: 16 to 512 pixels. texture: how much of the fine detail
-    (grass, ripples, grain) is drawn, 0 for none. seed: another world of scenes. count: only the first so many."""
+    (grass, ripples, grain) is drawn, 0 for none. seed: another world of scenes. count: only the first so many. keys: of
+    KEYS, what `batch` returns."""
 
-    label_names = LABELS
+    label_names, box_names, segment_names = LABELS, OBJECTS, SEGMENTS
 
     def __init__(
         self,
@@ -70,7 +72,11 @@ class Scenes(Dataset):
         texture: float = 1.0,
         seed: int = 0,
         count: int | None = None,
+        keys: Sequence[str] = ("image", "label"),
     ):
+        for key in keys:
+            if key not in KEYS:
+                raise suggest(key, KEYS, "key of Scenes")
         if split not in SPLITS:
             raise suggest(split, SPLITS, "split of Scenes")
         if not 16 <= size <= 512:
@@ -78,7 +84,7 @@ class Scenes(Dataset):
         if count is not None and not 1 <= count <= SPLITS[split]:
             raise InputError(f"count: {count} is not from 1 to {SPLITS[split]}")
         self.split, self.size, self.texture, self.seed = split, size, float(texture), seed
-        self.count = SPLITS[split] if count is None else count
+        self.count, self.keys = SPLITS[split] if count is None else count, tuple(keys)
 
     def __repr__(self) -> str:
         return f"Scenes({self.split}, size={self.size}, texture={self.texture}, seed={self.seed}, count={self.count})"
@@ -99,12 +105,25 @@ class Scenes(Dataset):
             "segmentation": torch.from_numpy(segments[0]).long(),
         }
 
-    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """{"image": uint8 (B, 3, size, size), "label": (B,)} of these rows, many at once: the fast way."""
+    def batch(self, rows: Sequence[int]) -> dict[str, Any]:
+        """{"image": uint8 (B, 3, size, size), "label": (B,)} of these rows, many at once: the fast way.
+
+        Of other `keys`: segmentation uint8 (B, size, size); caption, boxes and box_labels as lists."""
         at_once = max(1, 16 * 64**2 // self.size**2)  # what fits the processor's cache
         plans = [self.plan(rows[i : i + at_once]) for i in range(0, len(rows), at_once)]
-        pixels = np.concatenate([paint(plan, self.size, self.texture)[0] for plan in plans])
-        return {"image": torch.from_numpy(pixels), "label": torch.from_numpy(np.concatenate([p.label for p in plans]))}
+        painted = [paint(plan, self.size, self.texture) for plan in plans]
+        each = [(plan, i) for plan in plans for i in range(len(plan.label))]
+        found: dict[str, Any] = {
+            "image": torch.from_numpy(np.concatenate([pixels for pixels, _ in painted])),
+            "label": torch.from_numpy(np.concatenate([plan.label for plan in plans])),
+            "segmentation": torch.from_numpy(np.concatenate([parts for _, parts in painted]).astype(np.uint8)),
+        }
+        if "caption" in self.keys:
+            found["caption"] = [plan.caption(i) for plan, i in each]
+        if "boxes" in self.keys or "box_labels" in self.keys:
+            boxes = [tuple(map(torch.from_numpy, plan.boxes(i))) for plan, i in each]
+            found |= {"boxes": [b for b, _ in boxes], "box_labels": [kinds.long() for _, kinds in boxes]}
+        return {key: found[key] for key in self.keys}
 
     def plan(self, rows: Sequence[int]) -> Plan:
         """What the scenes of these rows consist of. IndexError beyond the end."""
