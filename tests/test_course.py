@@ -4,6 +4,7 @@ import base64
 import builtins
 import io
 import json
+import math
 import subprocess
 import sys
 import types
@@ -14,7 +15,7 @@ from PIL import Image
 
 from ldm_lite import course
 from ldm_lite.config import InputError
-from ldm_lite.course import build, checks, figures, widgets
+from ldm_lite.course import bands, build, checks, figures, widgets
 from ldm_lite.course.checks import check
 
 
@@ -499,3 +500,44 @@ def test_a_cell_that_warns_stores_nothing(source, tmp_path, monkeypatch, capsys)
     assert build.main(["--execute"]) == 2
     assert "cell setup writes to stderr in fast mode: careful" in capsys.readouterr().err
     assert not (tmp_path / "notebooks" / "00_ants.ipynb").exists()
+
+
+# Bands --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_band_reaches_a_tenth_or_three_times_the_spread_around_the_middle_of_its_runs():
+    low, high = bands.widened([[1.0, 1.0], [1.01, 2.0], [0.99, 4.0]])
+    assert low[0] == pytest.approx((0.99 * 1.01) ** 0.5 / math.exp(0.1))
+    assert (low[1], high[1]) == (pytest.approx(2 / 8), pytest.approx(2 * 8))
+
+
+def test_a_band_of_two_runs_is_refused():
+    with pytest.raises(InputError, match="three seeds"):
+        bands.widened([[1.0], [1.1]])
+
+
+def test_a_band_says_for_each_time_whether_a_value_lies_inside():
+    one = bands.Band([0.1, 0.5, 1.0], [1, 1, 1], [2, 2, 2], [], [], {})
+    assert one.holds([1.0, 2.5, 0.5]) == [True, False, False]
+    with pytest.raises(InputError, match="2 for the 3 times"):
+        one.holds([1.0, 1.0])
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_the_stored_band_of_notebook_07_is_its_three_runs_widened(mode):
+    one = bands.band("07_latent_diffusion", mode)
+    low, high = bands.widened(one.runs)
+    assert one.low == pytest.approx(low, abs=1e-4) and one.high == pytest.approx(high, abs=1e-4)
+    assert all(all(one.holds(run)) for run in one.runs)
+    assert len(one.times) == len(one.shipped) == len(one.low) and one.settings["steps"] > 0
+
+
+def test_longer_trainings_and_the_shipped_model_lie_below_the_band_of_a_short_one():
+    fast, full = (bands.band("07_latent_diffusion", mode) for mode in ("fast", "full"))
+    for run in (*full.runs, full.shipped):
+        assert all(loss < low for loss, low in zip(run, fast.low))
+
+
+def test_an_unknown_band_is_refused_with_a_proposal():
+    with pytest.raises(InputError, match="07_latent_diffusion"):
+        bands.band("07_latent_difusion", "fast")
