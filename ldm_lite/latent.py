@@ -21,6 +21,7 @@ from .features import SceneReader, SceneReaderConfig
 from .folders import found, load_weights
 from .samplers import Step
 from .unet import UNet, UNetConfig
+from .windows import blended, windowed
 
 # What a saved config may name: the class to build and the settings it is built from.
 PARTS: dict[str, tuple[type, type]] = {
@@ -114,6 +115,8 @@ class LatentDiffusion(nn.Module):
         interval: tuple[float, float] = (0.0, 1.0),
         batch_size: int | None = None,
         negative: Batch | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
         **own: Any,
     ) -> Iterator[Step]:
         """The sampler's steps in latent space, from pure noise at t = 1 to data at t = 0.
@@ -124,8 +127,9 @@ class LatentDiffusion(nn.Module):
         nothing, such as {"caption": […]}. wrap: around predict (keep_known). grid: of `samplers.GRIDS` by its name, or
         the times themselves, which take the place of steps. start: z at the grid's first time in place of noise
         (partly_noised); it says n and the size. rescale, interval: of guidance, see `predictor`. batch_size: how many
-        go through the denoiser at once, None is all. own: the sampler's arguments (eta). InputError for an unknown
-        sampler, grid or argument, and for steps, n, a size or a start that cannot be."""
+        go through the denoiser at once, None is all. window: pixels; the denoiser sees a larger picture in windows of
+        this side that overlap by so many pixels, by default a quarter. own: the sampler's arguments (eta). InputError
+        for an unknown sampler, grid or argument, and for steps, n, a size, window or start that cannot be."""
         name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "sampler")
         if isinstance(sampler, str):
             if sampler not in SAMPLERS:
@@ -150,6 +154,9 @@ class LatentDiffusion(nn.Module):
         one_or_more(n=n, batch_size=batch_size)
         side = (size, size) if isinstance(size, int) else size
         unit = f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
+        if window is not None:  # the windows are what must be divisible
+            self.windows(window, overlap)
+            unit = f if min(side) >= window else unit
         if side[0] % unit or side[1] % unit or min(side) < unit:
             raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
         told, blank = self.conditions(batch, negative)
@@ -162,6 +169,8 @@ class LatentDiffusion(nn.Module):
         if blank is None:
             guidance = 1.0  # both halves would be the same
         denoiser = self.denoiser if batch_size is None else parted(self.denoiser, batch_size)
+        if window is not None:
+            denoiser = windowed(denoiser, *self.windows(window, overlap))
         predict = samplers.predictor(denoiser, self.diffusion, told, several or blank, guidance, rescale, interval)
         noise = Noise(seed, (n, channels, side[0] // f, side[1] // f))
         drawn = noise(torch.empty(0, device=self.device))
@@ -169,6 +178,16 @@ class LatentDiffusion(nn.Module):
             own = {"noise": noise} | own
         z = drawn if start is None else start.to(drawn)
         yield from sampler(wrap(predict) if wrap else predict, z, times, schedule, **own)
+
+    def windows(self, window: int, overlap: int | None = None) -> tuple[int, int]:
+        """A window's side and overlap in the latent from those in pixels. InputError for what the model cannot take."""
+        f, factor = self.first_stage.f, getattr(getattr(self.denoiser, "config", None), "factor", 1)
+        if window < 1 or window % (f * factor):
+            raise InputError(f"window: {window} is not a multiple of {f * factor}")
+        overlap = window // (4 * f) * f if overlap is None else overlap
+        if overlap % f or not 0 <= overlap < window:
+            raise InputError(f"overlap: {overlap} is not a multiple of {f} from 0 to below the window, {window}")
+        return window // f, overlap // f
 
     @torch.no_grad()
     def sample(
@@ -183,7 +202,16 @@ class LatentDiffusion(nn.Module):
         batch_size: how many go through the denoiser, and through the decoder, at once. watch: around the steps, such as
         a progress bar."""
         z = samplers.last(watch(self.trajectory(batch, batch_size=batch_size, **settings)))
-        return torch.cat([self.first_stage.decode(part).float().clamp(-1, 1).cpu() for part in z.split(batch_size)])
+        parts = [self.decoded(part, settings.get("window"), settings.get("overlap")) for part in z.split(batch_size)]
+        return torch.cat(parts)
+
+    def decoded(self, z: Tensor, window: int | None = None, overlap: int | None = None) -> Tensor:
+        """Images in [-1, 1] on the CPU; by windows, in pixels, if they are given."""
+        stage = self.first_stage
+        if window is None:
+            return stage.decode(z).float().clamp(-1, 1).cpu()
+        cut = lambda rows, columns: stage.decode(z[..., rows, columns]).float().clamp(-1, 1).cpu()
+        return blended(cut, *z.shape[2:], *self.windows(window, overlap), scale=stage.f)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes model.safetensors and config.json, each whole or not at all. dtype: of the floating point weights."""

@@ -6,6 +6,7 @@ its weights load by short rules."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -134,7 +135,10 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Queries from tokens x (B, N, width), keys and values from context (B, L, context), x itself where it is None.
 
-    heads x head_channels is the inner width; it may differ from width (Rombach et al. 2022, section 3.3)."""
+    heads x head_channels is the inner width; it may differ from width (Rombach et al. 2022, section 3.3). watch: where
+    it is set, it is called with the weights (B, heads, N, L)."""
+
+    watch: Callable[[Tensor], None] | None = None
 
     def __init__(self, width: int, context: int | None, heads: int, head_channels: int):
         super().__init__()
@@ -146,11 +150,13 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         seen = x if context is None else context
-        split = [
+        q, k, v = (
             rearrange(t, "b n (heads d) -> b heads n d", heads=self.heads)
             for t in (self.to_q(x), self.to_k(seen), self.to_v(seen))
-        ]
-        return self.to_out(rearrange(F.scaled_dot_product_attention(*split), "b heads n d -> b n (heads d)"))
+        )
+        if self.watch is not None:
+            self.watch((q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(-1))
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)"))
 
 
 class GEGLU(nn.Module):

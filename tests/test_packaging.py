@@ -127,7 +127,7 @@ FLOORS = [
     {"config"},
     {"condition", "diffusion", "layers", "folders", "tokens"},
     {"features"},
-    {"samplers", "unet", "dit", "autoencoder", "conditioners"},
+    {"samplers", "unet", "dit", "autoencoder", "conditioners", "attention", "windows"},
     {"latent", "losses"},
     {"training"},
     {"data", "metrics"},

@@ -1,0 +1,68 @@
+"""Where cross-attention looks: its weights, recorded while a model draws.
+
+    with recorded(model.denoiser) as maps:
+        images = model.sample({"caption": [caption]}, guidance=4.0)
+    where = maps.mean(16)[-1][..., model.conditioner.places(caption, "house")].sum(-1)     # (16, 16)
+
+Nothing is computed or kept outside the `with`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from .config import InputError
+from .layers import SpatialTransformer
+
+
+class Maps:
+    """calls[i]: what each layer's cross-attention looked at in the i-th call of the denoiser, (B, h, w, L) on the CPU:
+    for each place of the map how its attention, a mean over the heads, is shared among the L tokens. Guidance asks for
+    both halves at once: the rows that are told something are the last."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[Tensor]] = []
+
+    def mean(self, side: int | tuple[int, int], calls: slice = slice(None)) -> Tensor:
+        """(B, side, side, L): over the layers and some of the calls, each map at this size. InputError without any."""
+        size = (side, side) if isinstance(side, int) else side
+        some = [layer for call in self.calls[calls] for layer in call]
+        if not some:
+            raise InputError("maps: none were recorded; the model has no cross-attention, or drew nothing")
+        total = torch.zeros(())
+        for layer in some:
+            maps = rearrange(layer, "b y x l -> b l y x")
+            total = total + F.interpolate(maps, size, mode="bilinear", antialias=True)
+        return rearrange(total / len(some), "b l y x -> b y x l")
+
+
+@contextmanager
+def recorded(denoiser: nn.Module) -> Iterator[Maps]:
+    """Records the cross-attention of a UNet's calls."""
+    maps = Maps()
+    with ExitStack() as undo:
+
+        def hook(module: nn.Module, before: Any) -> None:
+            undo.callback(module.register_forward_pre_hook(before).remove)
+
+        hook(denoiser, lambda module, inputs: maps.calls.append([]))
+        for layer in denoiser.modules():
+            if isinstance(layer, SpatialTransformer):
+                size: list[int] = []  # of the map that the layer's tokens come from
+                hook(layer, lambda module, inputs, size=size: size.__setitem__(slice(None), inputs[0].shape[2:]))
+                for block in layer.blocks:
+                    block.attn2.watch = partial(_keep, maps, size)
+                    undo.callback(setattr, block.attn2, "watch", None)
+        yield maps
+
+
+def _keep(maps: Maps, size: list[int], weights: Tensor) -> None:
+    mean = reduce(weights.detach().float(), "b heads (y x) l -> b y x l", "mean", y=size[0], x=size[1])
+    maps.calls[-1].append(mean.cpu())

@@ -1,0 +1,68 @@
+"""Recorded attention maps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import UNET, latent_diffusion
+
+from ldm_lite.attention import recorded
+from ldm_lite.condition import Condition
+from ldm_lite.config import InputError
+from ldm_lite.layers import CrossAttention
+from ldm_lite.unet import UNet
+
+CONFIG = replace(UNET, vector=0, context=6, dropout=0.0, attend_at=(1, 2), depth=2)
+
+
+def test_a_watched_layer_gives_its_weights_and_the_same_result():
+    torch.manual_seed(0)
+    layer, x, context = CrossAttention(6, 5, 3, 4), torch.randn(2, 7, 6), torch.randn(2, 11, 5)
+    plain, seen = layer(x, context), []
+    layer.watch = seen.append
+    assert torch.equal(layer(x, context), plain)
+    (weights,) = seen
+    assert weights.shape == (2, 3, 7, 11)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 7))
+    v = layer.to_v(context).unflatten(2, (3, 4)).transpose(1, 2)
+    torch.testing.assert_close(layer.to_out((weights @ v).transpose(1, 2).flatten(2)), plain)
+
+
+def test_every_call_and_every_layer_is_recorded_at_its_own_size():
+    unet = UNet(CONFIG).eval()
+    z, cond = torch.randn(2, 2, 6, 10), Condition(context=torch.randn(2, 5, 6))
+    with torch.no_grad(), recorded(unet) as maps:
+        for _ in range(3):
+            unet(z, torch.ones(2), cond)
+    assert len(maps.calls) == 3
+    # two blocks each: one level-1 and one level-2 layer down, the middle, two of each level up
+    sizes = [tuple(layer.shape) for layer in maps.calls[0]]
+    assert sizes == [(2, 6, 10, 5)] * 2 + [(2, 3, 5, 5)] * 8 + [(2, 6, 10, 5)] * 4
+    mean = maps.mean((6, 10))
+    torch.testing.assert_close(mean.sum(-1), torch.ones(2, 6, 10))
+    assert not torch.equal(mean, maps.mean((6, 10), slice(0, 0 + 1)) * 2)
+
+
+def test_nothing_is_recorded_afterwards_even_after_an_error():
+    unet = UNet(CONFIG).eval()
+    z, cond = torch.randn(2, 2, 6, 10), Condition(context=torch.randn(2, 5, 6))
+    with pytest.raises(RuntimeError, match="stop"), recorded(unet) as maps:
+        raise RuntimeError("stop")
+    unet(z, torch.ones(2), cond)
+    assert maps.calls == [] and all(m.watch is None for m in unet.modules() if isinstance(m, CrossAttention))
+
+
+def test_a_model_draws_the_same_while_it_is_recorded_and_the_told_rows_are_the_last():
+    model = latent_diffusion(CONFIG, "context").eval()
+    told = {"label": torch.tensor([0, 2])}
+    plain = model.sample(told, steps=3, size=(8, 12), guidance=2.0)
+    with recorded(model.denoiser) as maps:
+        assert torch.equal(model.sample(told, steps=3, size=(8, 12), guidance=2.0), plain)
+    assert len(maps.calls) == 3 and maps.mean(4).shape == (4, 4, 4, 1)
+
+
+def test_no_maps_are_said_to_be_none():
+    with recorded(UNet(UNET)) as maps:
+        pass
+    with pytest.raises(InputError, match=r"^maps: none were recorded"):
+        maps.mean(4)
