@@ -18,7 +18,13 @@ from .config import InputError, suggest
 from .folders import load_weights, weights_folder
 
 KINDS = ("scenes", "inception", "vgg16")
-SEGMENTS, OBJECTS, LABELS, MOST = 13, 5, 16, 4  # of the built-in scenes; a test compares them with data/scenes.py
+SEGMENTS, OBJECTS, LABELS, MOST, COLOURS = (
+    13,
+    5,
+    16,
+    4,
+    4,
+)  # of the built-in scenes; a test compares them with data/scenes.py
 
 
 class Answers(NamedTuple):
@@ -73,6 +79,44 @@ class SceneReader(nn.Module):
         for finer, merge in zip(reversed(maps[:-1]), reversed(self.up)):
             h = merge(torch.cat([finer, F.interpolate(h, finer.shape[2:], mode="nearest")], 1))
         return Answers(said[:, :LABELS], counts, self.segment(h))
+
+
+class Places(NamedTuple):
+    """What a finder says of images (B, 3, H, W), for each cell of h = H / 2 by w = W / 2.
+
+    heat (B, 5, h, w): logits of an object of each kind whose middle is here · box (B, 4, h, w): its middle from that of
+    the cell, and its width and height, in shares of the picture · colour (B, 4, h, w): logits"""
+
+    heat: Tensor
+    box: Tensor
+    colour: Tensor
+
+
+@dataclass(frozen=True)
+class ObjectFinderConfig:
+    widths: tuple[int, ...] = (16, 32, 64, 96)  # of the maps at factor 1, 2, 4, …
+
+
+class ObjectFinder(nn.Module):
+    """Finds the objects of a scene by their middles (CenterNet; Zhou et al. 2019): what tells two that touch apart."""
+
+    def __init__(self, config: ObjectFinderConfig = ObjectFinderConfig()):
+        super().__init__()
+        self.config, widths = config, config.widths
+        before = (3, *widths[:-1])
+        self.down = nn.ModuleList(nn.Sequential(_conv(a, b), _conv(b, b)) for a, b in zip(before, widths))
+        self.up = nn.ModuleList(_conv(a + b, a) for a, b in pairwise(widths[1:]))
+        self.say = nn.Sequential(_conv(widths[1], 2 * widths[1]), nn.Conv2d(2 * widths[1], OBJECTS + 4 + COLOURS, 1))
+        nn.init.constant_(self.say[1].bias[:OBJECTS], -4.0)  # most cells have no middle
+
+    def forward(self, image: Tensor) -> Places:
+        h, maps = image, []
+        for i, level in enumerate(self.down):
+            h = level(F.max_pool2d(h, 2) if i else h)
+            maps.append(h)
+        for finer, merge in zip(reversed(maps[1:-1]), reversed(self.up)):
+            h = merge(torch.cat([finer, F.interpolate(h, finer.shape[2:], mode="nearest")], 1))
+        return Places(*self.say(h).split((OBJECTS, 4, COLOURS), 1))
 
 
 def pooled(maps: list[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from .condition import Condition
 from .conditioners import CONDITIONERS, Batch, Together
 from .config import InputError, from_dict, one_or_more, read, suggest, to_dict, whole, write
 from .diffusion import Diffusion, RectifiedFlow, VariancePreserving
-from .features import SceneReader, SceneReaderConfig
+from .features import ObjectFinder, ObjectFinderConfig, SceneReader, SceneReaderConfig
 from .folders import found, load_weights
 from .samplers import Step
 from .unet import UNet, UNetConfig
@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[type, type]] = {
     "Autoencoder": (Autoencoder, AutoencoderConfig),
     "Pixels": (Pixels, PixelsConfig),
     "SceneReader": (SceneReader, SceneReaderConfig),
+    "ObjectFinder": (ObjectFinder, ObjectFinderConfig),
     "UNet": (UNet, UNetConfig),
     **{kind.__name__: (kind, config) for config, kind in CONDITIONERS.items()},
 }

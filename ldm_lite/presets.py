@@ -28,7 +28,7 @@ from .conditioners import (
 from .conditioners import build as build_conditioner
 from .config import InputError, one_or_more, suggest
 from .diffusion import Diffusion, VariancePreserving
-from .features import SceneReader, SceneReaderConfig
+from .features import ObjectFinder, ObjectFinderConfig, SceneReader, SceneReaderConfig
 from .latent import LatentDiffusion, restored
 from .losses import LossConfig
 from .training import TrainConfig
@@ -236,7 +236,19 @@ class ReaderRecipe:
         return SceneReader(self.model)
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe | ReaderRecipe
+@dataclass(frozen=True)
+class FinderRecipe:
+    """The network that finds the objects of built-in scenes, to see whether a model drew what it was told."""
+
+    model: ObjectFinderConfig = ObjectFinderConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def build(self) -> ObjectFinder:
+        return ObjectFinder(self.model)
+
+
+Recipe = AutoencoderRecipe | DiffusionRecipe | ReaderRecipe | FinderRecipe
 
 
 def load_first_stage(name: str | Path) -> nn.Module:
@@ -244,7 +256,7 @@ def load_first_stage(name: str | Path) -> nn.Module:
     if str(name) == "pixels":
         return Pixels()
     model = restored(name)
-    if isinstance(model, SceneReader):
+    if isinstance(model, (SceneReader, ObjectFinder)):
         raise InputError(f"{name}: reads scenes, and is no first stage")
     return model.first_stage if isinstance(model, LatentDiffusion) else model
 
@@ -470,6 +482,8 @@ SCENES = {
     "scenes-inpaint": _told(InpaintingConfig(), 10_000),
     # what Features("scenes") looks at pictures with
     "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
+    # what finds the objects in them
+    "scenes-objects": FinderRecipe(train=_quick(4_000, 32, 3e-3, 0.0, clip=10.0)),
     # what `ldm-lite demo` trains, each for its share of the minutes
     "demo-kl4": AutoencoderRecipe(
         AutoencoderConfig(channels=4, width=16, mult=(1, 2, 4), blocks=1, mid_attention=False),

@@ -33,6 +33,7 @@ from .presets import (
     AutoencoderRecipe,
     DataConfig,
     DiffusionRecipe,
+    FinderRecipe,
     ReaderRecipe,
     Recipe,
     dataset,
@@ -42,6 +43,7 @@ from .training import (
     AutoencoderTask,
     DiffusionTask,
     Drawn,
+    FinderTask,
     ReaderTask,
     autocast,
     claimed,
@@ -75,6 +77,8 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None
         return train_first_stage(recipe, out, command, judged)
     if isinstance(recipe, ReaderRecipe):
         return train_reader(recipe, out, command)
+    if isinstance(recipe, FinderRecipe):
+        return train_finder(recipe, out, command)
     return train_denoiser(recipe, out, command)
 
 
@@ -127,6 +131,19 @@ def train_reader(recipe: ReaderRecipe, out: Path, command: str = "") -> Path:
     fit(task, Quiz("train", size, count=recipe.data.count), recipe.train, out, about(recipe))
     if not finished(out):
         numbers = reader_metrics(restored(out).to(device()), Quiz("validation", size))
+        card(out, model, recipe, task.config, command, numbers)
+    return out / "model"
+
+
+def train_finder(recipe: FinderRecipe, out: Path, command: str = "") -> Path:
+    from .data.scenes import Census
+
+    torch.manual_seed(mix(recipe.train.seed))
+    model, size = recipe.build().to(device()), recipe.data.size
+    task = FinderTask(model, recipe.train)
+    fit(task, Census("train", size, count=recipe.data.count), recipe.train, out, about(recipe))
+    if not finished(out):
+        numbers = finder_metrics(restored(out).to(device()), Census("validation", size))
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 
@@ -277,6 +294,41 @@ def reader_metrics(reader: nn.Module, quiz: Any, n: int = 2048) -> dict[str, Any
     }
 
 
+def finder_metrics(network: nn.Module, census: Any, n: int = 2048) -> dict[str, Any]:
+    """Shares of the objects of n scenes that are found, and of what is found that is there: by kind, at an IoU of 0.5;
+    the mean IoU of those, the share of right colours, and the share of captions' objects that are heard."""
+    from .data.scenes import COLOURS, OBJECTS
+    from .reading import heard, placed, things, wanted
+
+    there = found = shown = 0
+    overlaps, painted, asked, right = [], [], 0, 0
+    for i in range(0, n, 64):
+        rows = range(i, min(i + 64, n))
+        batch, plan = census.batch(rows), census.plan(rows)
+        seen = things(batch["image"].float() / 127.5 - 1, network)
+        for row, mine in enumerate(seen):
+            real = batch["kinds"][row] >= 0
+            boxes, kinds = batch["boxes"][row][real], [OBJECTS[k] for k in batch["kinds"][row][real].tolist()]
+            pairs = placed(boxes, kinds, mine)
+            good = [value for value, alike in pairs if alike and value >= 0.5]
+            there, found, shown = there + len(kinds), found + len(good), shown + len(mine)
+            overlaps += good
+            heard_, all_ = heard(wanted(plan.caption(row)), mine)
+            right, asked = right + heard_, asked + all_
+            for box, kind, colour in zip(boxes, kinds, batch["colours"][row][real].tolist()):
+                if kind in ("house", "boat"):
+                    best = max(mine, key=lambda t: placed(box[None], [kind], [t])[0][0], default=None)
+                    painted.append(best is not None and best.colour == COLOURS[colour])
+    return {
+        "images": n,
+        "recall": round(found / there, 4),
+        "precision": round(found / shown, 4) if shown else 0.0,
+        "iou": round(sum(overlaps) / max(len(overlaps), 1), 4),
+        "colour_accuracy": round(sum(painted) / max(len(painted), 1), 4),
+        "heard": round(right / asked, 4),
+    }
+
+
 def denoiser_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRecipe, out: Path) -> dict[str, Any]:
     """The first stage's metrics, the loss on held-out images and, on labelled scenes, the share that reads back.
 
@@ -355,6 +407,11 @@ MEANING = {
     "label_read_back": "share of the samples whose sky and ground read back as their class",
     "label_accuracy": "share of scenes",
     "counts_accuracy": "share of kinds of object whose number is right",
+    "recall": "share of the objects that are found, of the right kind, at an IoU of 0.5 or more",
+    "precision": "share of what is found that is there",
+    "iou": "mean of those",
+    "colour_accuracy": "share of houses and boats",
+    "heard": "share of the objects of real captions that are found as the caption says",
     "miou": "mean over the 13 segments of intersection over union",
 }
 

@@ -380,6 +380,55 @@ class ReaderTask:
             store(model, folder)
 
 
+class FinderTask:
+    """Teaches an ObjectFinder where the middles of objects are, and how large and of which colour they are.
+
+    The heat's loss is CornerNet's (Law and Deng 2018, eq. 1), of boxes L1, of the colours of houses and boats the
+    cross-entropy; all by object."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        self.model, self.config = model, config
+        self.descent = Descent(model, config)
+        self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
+
+    def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
+        return self.descent.step(batch, learning_rate(step, self.config), self.loss)
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        said = self.model(worn(batch["image"]))
+        b, kinds, h, w = said.heat.shape
+        boxes, there = batch["boxes"].float(), batch["kinds"] >= 0
+        middle, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+        extent = torch.tensor([w, h], device=boxes.device)
+        cell = (middle * extent).long().clamp(max=extent - 1)
+        # what the heat should be: 1 in the cell of the middle, falling around it
+        grid = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"), -1).to(boxes.device)
+        far = (grid - cell[:, :, None, None]).square().sum(-1)
+        bump = torch.exp(-far / 2) * there[..., None, None]
+        kind = F.one_hot(batch["kinds"].clamp(min=0), kinds).float()
+        heat = (bump[:, :, None] * kind[..., None, None]).amax(1)
+        p = said.heat.float().sigmoid().clamp(1e-6, 1 - 1e-6)
+        sure = torch.where(heat == 1, (1 - p) ** 2 * p.log(), (1 - heat) ** 4 * p**2 * (1 - p).log())
+        n = there.sum().clamp(min=1)
+        row = torch.arange(b, device=boxes.device)[:, None].expand_as(there)[there]
+        x, y = cell[there].unbind(1)
+        own = said.box.float()[row, :, y, x]
+        wanted = torch.cat([middle[there] - (cell[there] + 0.5) / extent, size[there]], 1)
+        painted = ((batch["kinds"] == 0) | (batch["kinds"] == 4))[there]  # houses and boats
+        colour = F.cross_entropy(said.colour.float()[row, :, y, x], batch["colours"][there], reduction="none")
+        parts = {
+            "heat": -sure.sum() / n,
+            "box": 10 * (own - wanted).abs().sum() / n,
+            "colour": (colour * painted).sum() / n,
+        }
+        total = sum(parts.values(), torch.zeros((), device=boxes.device))
+        return total, {"loss": total} | parts
+
+    def save(self, folder: Path) -> None:
+        with self.descent.averaged() as model:
+            store(model, folder)
+
+
 def worn(image: Tensor) -> Tensor:
     """Images (B, 3, H, W) of which about half have lost some sharpness and gained some noise."""
     b, place = len(image), image.device

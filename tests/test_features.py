@@ -9,7 +9,7 @@ from torch import nn
 from ldm_lite.config import InputError
 from ldm_lite.data import Scenes, scenes
 from ldm_lite.data.scenes import Quiz
-from ldm_lite.features import LABELS, MOST, OBJECTS, SEGMENTS, Features, SceneReader, SceneReaderConfig, pooled
+from ldm_lite.features import COLOURS, LABELS, MOST, OBJECTS, SEGMENTS, Features, SceneReader, SceneReaderConfig, pooled
 from ldm_lite.metrics import fid
 
 
@@ -23,8 +23,8 @@ def images(rows, **settings):
 
 
 def test_the_reader_has_an_answer_for_everything_a_scene_can_hold():
-    sizes = len(scenes.LABELS), len(scenes.OBJECTS), len(scenes.SEGMENTS), scenes.MOST
-    assert sizes == (LABELS, OBJECTS, SEGMENTS, MOST)
+    sizes = len(scenes.LABELS), len(scenes.OBJECTS), len(scenes.SEGMENTS), scenes.MOST, len(scenes.COLOURS)
+    assert sizes == (LABELS, OBJECTS, SEGMENTS, MOST, COLOURS)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

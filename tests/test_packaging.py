@@ -132,6 +132,7 @@ FLOORS = [
     {"training"},
     {"data", "metrics"},
     {"presets"},
+    {"reading"},
     {"runs", "checkpoints"},
     {"demo"},
     {"cli"},

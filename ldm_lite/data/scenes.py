@@ -150,6 +150,21 @@ class Quiz(Scenes):
         return {name: torch.from_numpy(values) for name, values in answers.items()}
 
 
+class Census(Scenes):
+    """Scenes with every object in them, a batch at a time; for training in any texture.
+
+    batch(rows) -> image uint8 (B, 3, size, size) · boxes (B, MOST, 4) · kinds (B, MOST), -1 where there is none ·
+    colours (B, MOST)"""
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        plan = self.plan(rows)
+        texture = 2 * self.texture * uniform(plan.key, 99) if self.split == "train" else self.texture
+        kinds = np.where(plan.there, plan.kind, -1)
+        answers = {"boxes": plan.extents(), "kinds": kinds, "colours": plan.colour}
+        answers["image"] = paint(plan, self.size, texture)[0]
+        return {name: torch.from_numpy(values) for name, values in answers.items()}
+
+
 # Randomness: integer hashing ----------------------------------------------------------------------------------------
 
 
@@ -211,10 +226,12 @@ class Plan:
 
     def boxes(self, i: int) -> tuple[Array, Array]:
         """(K, 4) extents and (K,) kinds of scene i, far to near."""
-        k = self.there[i]
-        half, tall = self.width[i] * np.float32(0.5), self.width[i] * np.array(HEIGHT, np.float32)[self.kind[i]]
-        corners = np.stack([self.x[i] - half, self.base[i] - tall, self.x[i] + half, self.base[i]], 1)
-        return np.clip(corners[k], 0, 1), self.kind[i][k]
+        return self.extents()[i][self.there[i]], self.kind[i][self.there[i]]
+
+    def extents(self) -> Array:
+        """(B, MOST, 4) of every object, those that are not there too."""
+        half, tall = self.width * np.float32(0.5), self.width * np.array(HEIGHT, np.float32)[self.kind]
+        return np.clip(np.stack([self.x - half, self.base - tall, self.x + half, self.base], 2), 0, 1)
 
     def caption(self, i: int) -> str:
         """For instance: a red house on the left and two pines on grass at night."""
