@@ -14,10 +14,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -343,12 +345,118 @@ def denoiser_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRec
             times = (torch.arange(len(batch["image"])) + 0.5).double() / 32
             total += float(model(moved(batch, model.device), times=times).sum())
     numbers["validation_loss"] = round(total / len(rows), 4)
-    if recipe.labels and recipe.data.path == "scenes":
+    if recipe.condition is not None:
+        numbers |= told_metrics(model, held_out, recipe, out)
+    elif recipe.labels and recipe.data.path == "scenes":
         samples, labels = sampled(model, JUDGED, recipe.data.size, GUIDANCE, STEPS)
         numbers |= obedience(samples, labels) | {"guidance": GUIDANCE, "sampler_steps": STEPS}
         by_class, columns = classes_in_rows(samples, len(recipe.labels))
         save_grid(by_class, out / "samples.png", columns)
     return numbers
+
+
+def told_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRecipe, out: Path) -> dict[str, Any]:
+    """How far samples follow what held-out images were said to show.
+
+    out: the folder for samples.png: what the model was told, where that is a picture, its sample and the image."""
+    given = whole_batch(held_out, range(min(JUDGED, len(held_out))))
+    samples = told_samples(model, given, recipe.data.size, GUIDANCE, STEPS)
+    save_grid(beside(model, given, samples), out / "samples.png", 8)
+    numbers: dict[str, Any] = {"samples": len(samples), "sampler_steps": STEPS}
+    if model.conditioner.blank(given) is not given:
+        numbers["guidance"] = GUIDANCE
+    return numbers | obeyed(model, given, samples, recipe.data.path == "scenes")
+
+
+def whole_batch(data: Any, rows: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a dataset as one batch."""
+    parts = list(batches(data, rows))
+    joined = lambda values: torch.cat(values) if isinstance(values[0], Tensor) else list(chain.from_iterable(values))
+    return {key: joined([part[key] for part in parts]) for key in parts[0]}
+
+
+def told_samples(model: LatentDiffusion, given: dict[str, Any], size: int, guidance: float, steps: int) -> Tensor:
+    """A sample (n, 3, size, size) for each row of a batch of conditions; holes are filled, the rest is kept."""
+    told = {key: given[key] for key in model.conditioner.keys}
+    with autocast(model.device, precision("auto", model.device)):
+        n = len(given["image"])
+        samples = model.sample(told, n=n, size=size, steps=steps, guidance=guidance)
+    return torch.where(given["mask"].bool(), given["image"], samples) if "mask" in told else samples
+
+
+def beside(model: LatentDiffusion, given: dict[str, Any], samples: Tensor, n: int = 8) -> Tensor:
+    """Rows of n for a grid: what the model was told, as far as it is a picture, the samples, the images."""
+    image, told = given["image"][:n], []
+    keys = model.conditioner.keys
+    if "low" in keys:
+        told.append(F.interpolate(given["low"][:n], image.shape[2:], mode="nearest"))
+    if "masked" in keys:
+        told.append(given["masked"][:n])
+    if "segmentation" in keys:
+        count = int(given["segmentation"].max()) + 1
+        told.append(palette(count)[given["segmentation"][:n].long()].permute(0, 3, 1, 2))
+    if "boxes" in keys:
+        told.append(outlined(image, given["boxes"][:n]))
+    return torch.cat([*told, samples[:n], image])
+
+
+def palette(n: int) -> Tensor:
+    """(n, 3) colours in [-1, 1] that differ."""
+    k = torch.arange(n).float()
+    return torch.stack([torch.cos(k * 2.4 + phase) for phase in (0.0, 2.1, 4.2)], 1) * 0.8
+
+
+def outlined(images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """The frames of boxes on grey, one colour for each."""
+    out, (h, w) = torch.zeros_like(images), images.shape[2:]
+    for picture, some in zip(out, boxes):
+        for colour, box in zip(palette(len(some)), torch.as_tensor(some)):
+            x0, y0, x1, y1 = (box * torch.tensor([w, h, w, h])).round().long().tolist()
+            x1, y1 = min(max(x1, x0 + 1), w) - 1, min(max(y1, y0 + 1), h) - 1
+            for rows, columns in (
+                (slice(y0, y1 + 1), [x0, x1]),
+                ([y0, y1], slice(x0, x1 + 1)),
+            ):
+                picture[:, rows, columns] = colour.view(3, 1, 1)
+    return out
+
+
+@torch.no_grad()
+def obeyed(model: LatentDiffusion, given: dict[str, Any], samples: Tensor, scenes: bool = True) -> dict[str, Any]:
+    """Numbers for what the model was told of the batch `given`; of captions, layouts and maps those of scenes only."""
+    from .data.scenes import OBJECTS
+    from .reading import finder, heard, placed, things, wanted
+
+    keys, place, numbers = model.conditioner.keys, model.device, {}
+    if scenes and ("caption" in keys or "boxes" in keys):
+        found = things(samples, finder().to(place))
+    if scenes and "caption" in keys:
+        pairs = [heard(wanted(caption), shown) for caption, shown in zip(given["caption"], found)]
+        numbers["heard"] = round(sum(a for a, _ in pairs) / sum(b for _, b in pairs), 4)
+    if scenes and "boxes" in keys:
+        rows = zip(given["boxes"], given["box_labels"], found)
+        each = [pair for boxes, kinds, shown in rows for pair in placed(boxes, [OBJECTS[k] for k in kinds], shown)]
+        numbers["iou"] = round(sum(v for v, _ in each) / max(len(each), 1), 4)
+        numbers["kinds"] = round(sum(kind for _, kind in each) / max(len(each), 1), 4)
+    if scenes and "segmentation" in keys:
+        read = [Features("scenes").to(place).read(part.to(place)).segmentation.cpu() for part in samples.split(64)]
+        numbers["miou"] = miou(given["segmentation"].long(), torch.cat(read))
+    if "low" in keys:
+        size = samples.shape[2:]
+        bicubic = F.interpolate(given["low"], size, mode="bicubic").clamp(-1, 1)
+        for name, made in (("", samples), ("bicubic_", bicubic)):
+            numbers[f"{name}psnr_to_image"] = mean(psnr(made, given["image"]))
+            numbers |= {f"{name}{k}_to_image": v for k, v in likeness(given["image"], made, place).items()}
+    if "mask" in keys:
+        numbers |= {f"{k}_to_image": v for k, v in likeness(given["image"], samples, place).items()}
+    return numbers
+
+
+def miou(asked: Tensor, shown: Tensor, segments: int = SEGMENTS) -> float:
+    """The mean over the segments that are asked for of intersection over union of two maps (B, H, W)."""
+    pairs = torch.bincount((asked * segments + shown).flatten(), minlength=segments**2).view(segments, segments)
+    hit, there = pairs.diag().double(), pairs.sum(1) > 0
+    return round(float((hit / (pairs.sum(0) + pairs.sum(1) - hit))[there].mean()), 4)
 
 
 def classes_in_rows(samples: Tensor, classes: int, most: int = 8) -> tuple[Tensor, int]:
@@ -409,9 +517,10 @@ MEANING = {
     "counts_accuracy": "share of kinds of object whose number is right",
     "recall": "share of the objects that are found, of the right kind, at an IoU of 0.5 or more",
     "precision": "share of what is found that is there",
-    "iou": "mean of those",
+    "iou": "mean of boxes there and found",
     "colour_accuracy": "share of houses and boats",
-    "heard": "share of the objects of real captions that are found as the caption says",
+    "heard": "share of the objects of captions that are found in the picture as the caption says",
+    "kinds": "share of the boxes asked for whose object is of the right kind",
     "miou": "mean over the 13 segments of intersection over union",
 }
 
