@@ -505,9 +505,9 @@ def test_a_cell_that_warns_stores_nothing(source, tmp_path, monkeypatch, capsys)
 # Bands --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_band_reaches_a_tenth_or_three_times_the_spread_around_the_middle_of_its_runs():
+def test_a_band_reaches_15_per_cent_or_three_times_the_spread_around_the_middle_of_its_runs():
     low, high = bands.widened([[1.0, 1.0], [1.01, 2.0], [0.99, 4.0]])
-    assert low[0] == pytest.approx((0.99 * 1.01) ** 0.5 / math.exp(0.1))
+    assert low[0] == pytest.approx((0.99 * 1.01) ** 0.5 / math.exp(0.15))
     assert (low[1], high[1]) == (pytest.approx(2 / 8), pytest.approx(2 * 8))
 
 

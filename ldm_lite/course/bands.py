@@ -44,7 +44,7 @@ def band(notebook: str, mode: str) -> Band:
     return Band(times=found["times"], shipped=found["shipped"], **found["modes"][mode])
 
 
-def widened(runs: Sequence[Sequence[float]], least: float = 0.1) -> tuple[list[float], list[float]]:
+def widened(runs: Sequence[Sequence[float]], least: float = 0.15) -> tuple[list[float], list[float]]:
     """low and high around positive curves of equal length, one for each seed, at each place.
 
     The spread of the seeds, in logarithms, is made three times as wide, and never less than `least` to either side of
