@@ -21,6 +21,8 @@ from .config import InputError, one_or_more, suggest
 COMMANDS = {
     "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
     "sample": 'pictures from a model: ldm-lite sample MODEL --label "night snow" -n 16 -o out.png',
+    "upscale": "larger pictures from small ones: ldm-lite upscale MODEL IN OUT (a picture, or a folder of them)",
+    "inpaint": "draw what a mask leaves out anew: ldm-lite inpaint MODEL IMAGE MASK OUT (white keeps; or folders)",
     "evaluate": "held-out metrics of a model: ldm-lite evaluate MODEL",
     "encode": "latents of a folder of images: ldm-lite encode MODEL FOLDER -o latents.safetensors",
     "convert": "a model in another precision or layout, CompVis's and diffusers' too: ldm-lite convert MODEL FOLDER",
@@ -205,6 +207,10 @@ def emptied(out: Path, restart: bool) -> None:
 @dataclass(frozen=True)
 class SampleConfig:
     label: tuple[str, ...] = ()  # of the classes; several are drawn in turn, none draws all in turn
+    prompt: tuple[str, ...] = ()  # what the picture shows, in words; several are drawn in turn
+    negative: str = ""  # what guidance leads away from, in words
+    boxes: Path | None = None  # a .json file: [{"kind": "house", "box": [x0, y0, x1, y1]}, …], shares of the picture
+    map: Path | None = None  # a picture whose pixels are numbers of segments
     n: int = 16  # pictures; also -n
     steps: int = 30  # of the sampler
     guidance: float = 2.0  # 1 is none
@@ -213,21 +219,25 @@ class SampleConfig:
     sampler: str = "ddim"  # or heun, dpm_solver, plms
     grid: str = "uniform"  # of times; or quadratic, karras, original
     eta: float = 0.0  # of ddim: 0 is DDIM, 1 is DDPM
-    size: int = 0  # pixels; 0 is the size that the model was trained at
+    size: tuple[int, ...] = ()  # pixels, one number or height and width; none is the size it was trained at
+    window: int = 0  # larger pictures are drawn by windows of this side; 0 draws them at once
     seed: int = 0
     columns: int = 0  # of the grid; 0 chooses
     output: Path = Path("samples.png")  # also -o
 
     def __post_init__(self) -> None:
         one_or_more(n=self.n, steps=self.steps)
-        for name in ("size", "columns"):
+        for name in ("window", "columns"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
+        if len(self.size) > 2 or any(side < 1 for side in self.size):
+            raise InputError(f"size: {' '.join(map(str, self.size))} is not one number of pixels, or height and width")
         if not 0 <= self.eta <= 1:
             raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
 
 
 def sample(arguments: list[str]) -> None:
+    from .inputs import writable
     from .latent import SAMPLERS, LatentDiffusion
     from .samplers import grid
 
@@ -238,15 +248,12 @@ def sample(arguments: list[str]) -> None:
         raise suggest(settings.sampler, SAMPLERS, "sampler")
     writable(settings.output)
     model = LatentDiffusion.load(names[0])
-    classes = getattr(model.conditioner, "names", ())
-    chosen = [model.conditioner.index(label) for label in settings.label] if classes else []
-    if settings.label and not classes:
-        raise InputError(f"label: {names[0]} is an unconditional model")
-    if not classes and (settings.rescale or settings.interval != (0, 1)):
+    told, negative = conditions(model, settings, names[0])
+    guided = model.conditioner.blank(told) is not told
+    if not guided and (settings.rescale or settings.interval != (0, 1)):
         raise InputError(f"rescale, interval: {names[0]} is an unconditional model, without guidance")
     steps = len(grid(settings.grid, model.diffusion.schedule, settings.steps)) - 1  # the original's may be others
 
-    import torch
     from tqdm.auto import tqdm
 
     from .runs import steady_allocator
@@ -254,19 +261,135 @@ def sample(arguments: list[str]) -> None:
 
     steady_allocator()
     model = model.to(device())
-    chosen = chosen or list(range(len(classes)))
-    batch = {"label": torch.tensor([chosen[i % len(chosen)] for i in range(settings.n)])} if chosen else {}
-    size, guidance = settings.size or trained_size(names[0]), settings.guidance if classes else 1.0
+    trained = trained_size(names[0])
+    size = told.pop("size", (trained, trained))
+    size = (settings.size * 2)[:2] or size
+    guidance = settings.guidance if guided else 1.0
+    more: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
+    more |= {"window": settings.window} if settings.window else {}
     with autocast(model.device, precision("auto", model.device)):
         images = model.sample(
-            batch, n=settings.n, sampler=settings.sampler, steps=settings.steps, size=size, seed=settings.seed,
-            guidance=guidance, rescale=settings.rescale, interval=settings.interval,
+            told, n=settings.n, negative=negative, sampler=settings.sampler, steps=settings.steps, size=size,
+            seed=settings.seed, guidance=guidance, rescale=settings.rescale, interval=settings.interval,
             grid=settings.grid, watch=partial(tqdm, total=steps, unit="step", desc="sample", leave=False, disable=None),
-            **({"eta": settings.eta} if settings.eta else {}),
+            **more,
         )  # fmt: skip
     columns = settings.columns or min(8, max(1, round(settings.n**0.5 * 1.3)))
     save_grid(images, settings.output, columns)
     print(f"{settings.output}: {settings.n} samples, {steps} steps, guidance {guidance:g}")
+
+
+def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What the model is told: a batch of n, with the size that a map has, and the batch that guidance leads away from.
+
+    InputError for what is missing and for what this model cannot be told."""
+    import torch
+
+    from . import inputs
+    from .conditioners import Boxes, Inpainting, Labels, LowRes, SemanticMap, Text
+    from .editing import part
+
+    n, batch, negative = settings.n, {}, None
+    takes = {
+        field: part(model, kind)
+        for field, kind in (("label", Labels), ("prompt", Text), ("boxes", Boxes), ("map", SemanticMap))
+    }
+    for kind, command in ((LowRes, "upscale"), (Inpainting, "inpaint")):
+        if part(model, kind) is not None:
+            raise InputError(f"{name}: is for ldm-lite {command}")
+    for field, conditioner in takes.items():
+        if conditioner is None and getattr(settings, field):
+            able = ", ".join(f"--{other}" for other, it in takes.items() if it is not None)
+            raise InputError(f"{field}: {name} is {f'told by {able}' if able else 'an unconditional model'}")
+    turn = lambda values: [values[i % len(values)] for i in range(n)]
+    if labels := takes["label"]:
+        chosen = [labels.index(label) for label in settings.label] or list(range(len(labels.names)))
+        batch["label"] = torch.tensor(turn(chosen))
+    if text := takes["prompt"]:
+        if not settings.prompt:
+            raise InputError('prompt: say what the picture shows, such as --prompt "two pines in the snow at dawn"')
+        batch["caption"] = turn([text.prompt(words) for words in settings.prompt])
+    if settings.negative:
+        if not text:
+            raise InputError(f"negative: {name} takes no words")
+        negative = {"caption": [text.prompt(settings.negative)] * n}
+    if boxes := takes["boxes"]:
+        kinds, corners = inputs.layout(boxes, settings.boxes)
+        batch |= {"boxes": [corners] * n, "box_labels": [kinds] * n}
+    if segments := takes["map"]:
+        drawn = inputs.segment_map(segments, settings.map)
+        batch |= {"segmentation": drawn.expand(n, -1, -1), "size": tuple(drawn.shape)}
+    return batch, negative
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    steps: int = 30  # of the sampler
+    sampler: str = "ddim"  # or heun, dpm_solver, plms
+    eta: float = 0.0  # of ddim: 0 is DDIM, 1 is DDPM
+    window: int = 0  # pixels of the windows that larger pictures are drawn by; 0 is the size it was trained at
+    overlap: int = -1  # of the windows, in pixels; -1 is a quarter
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_or_more(steps=self.steps)
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
+        if self.window < 0:
+            raise InputError(f"window: {self.window} is below 0")
+
+
+def upscale(arguments: list[str]) -> None:
+    from .editing import upscaled
+    from .inputs import colours, pairs
+
+    names, rest = taken(arguments, "ldm-lite upscale", "a model, a picture or a folder, and where to write", 3)
+    about = "Larger pictures from small ones of any size; larger ones than the model learned from go by windows."
+    settings = options(EditConfig, EditConfig(), rest, "ldm-lite upscale MODEL IN OUT", about)
+    files = pairs(Path(names[1]), Path(names[2]))
+    edited(names[0], files, settings, lambda model, path, own: upscaled(model, colours(path), **own))
+
+
+def inpaint(arguments: list[str]) -> None:
+    from .editing import inpainted
+    from .inputs import black_or_white, colours, pairs
+
+    what = "a model, a picture, its mask (or two folders with the same names) and where to write"
+    names, rest = taken(arguments, "ldm-lite inpaint", what, 4)
+    about = "Draws anew what is black in the mask; what is white stays exactly as it is."
+    settings = options(EditConfig, EditConfig(), rest, "ldm-lite inpaint MODEL IMAGE MASK OUT", about)
+    image, masks = Path(names[1]), Path(names[2])
+    if image.is_dir() != masks.is_dir():
+        raise InputError(f"{masks}: a folder of masks goes with a folder of pictures, and a file with a file")
+    files = pairs(image, Path(names[3]))
+    mask = {path: black_or_white(path, masks) for path, _ in files}
+    edited(names[0], files, settings, lambda model, path, own: inpainted(model, colours(path), mask[path], **own))
+
+
+def edited(name: str, files: list[tuple[Path, Path]], settings: EditConfig, edit: Any) -> None:
+    """Each picture through the model, one after the other, with progress."""
+    from tqdm.auto import tqdm
+
+    from .inputs import saved
+    from .latent import SAMPLERS, LatentDiffusion
+    from .runs import steady_allocator
+    from .training import autocast, device, precision
+
+    if settings.sampler not in SAMPLERS:
+        raise suggest(settings.sampler, SAMPLERS, "sampler")
+    steady_allocator()
+    model = LatentDiffusion.load(name).to(device())
+    own: dict[str, Any] = {"steps": settings.steps, "sampler": settings.sampler, "seed": settings.seed}
+    own |= {"eta": settings.eta} if settings.eta else {}
+    own |= {"overlap": settings.overlap} if settings.overlap >= 0 else {}
+    own |= {"window": settings.window or trained_size(name)}
+    several = len(files) > 1
+    for path, to in tqdm(files, unit="picture", leave=False, disable=None if several else True):
+        with autocast(model.device, precision("auto", model.device)):
+            bar = partial(tqdm, total=settings.steps, unit="step", desc=path.name, leave=False, disable=None)
+            made = edit(model, path, own | ({} if several else {"watch": bar}))
+        saved(made, to)
+        print(f"{to}: {made.shape[3]} x {made.shape[2]}")
 
 
 def sample_help(names: list[str]) -> str:
@@ -288,16 +411,6 @@ def trained_size(name: str) -> int:
 
     beside = found(name) / "metrics.json"
     return int(read(beside).get("size", 64)) if beside.is_file() else 64
-
-
-def writable(path: Path) -> None:
-    """InputError, before any work, when a picture cannot be written there."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"output: {path} is not a .png, .jpg or .webp file")
-    from .config import whole
-
-    held = whole(path)
-    held.__enter__().unlink()
 
 
 @dataclass(frozen=True)

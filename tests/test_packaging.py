@@ -132,7 +132,7 @@ FLOORS = [
     {"training"},
     {"data", "metrics"},
     {"presets"},
-    {"reading"},
+    {"reading", "editing", "inputs"},
     {"runs", "checkpoints"},
     {"demo"},
     {"cli"},

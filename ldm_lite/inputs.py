@@ -1,0 +1,132 @@
+"""Files that say what a picture should show: layouts, maps of segments, pictures and masks.
+
+Each is read whole and checked before a model does any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .conditioners import Boxes, SemanticMap
+from .config import InputError, read, whole
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def layout(conditioner: Boxes, path: Path | None) -> tuple[Tensor, Tensor]:
+    """The kinds (K,) and boxes (K, 4) in a .json file."""
+    example = '[{"kind": "house", "box": [0.1, 0.3, 0.4, 0.8]}, …]'
+    if path is None:
+        raise InputError(f"boxes: give a .json file with {example}")
+    rows = read(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"kind", "box"} <= row.keys() for row in rows):
+        raise InputError(f"{path}: is not a list such as {example}")
+    for i, row in enumerate(rows):
+        good = isinstance(row["box"], list) and len(row["box"]) == 4
+        if not good or not all(isinstance(v, (int, float)) for v in row["box"]):
+            raise InputError(f"{path}: box number {i + 1} is not four numbers, x0 y0 x1 y1")
+    try:
+        kinds = [conditioner.index(str(row["kind"])) for row in rows]
+        boxes = torch.tensor([row["box"] for row in rows], dtype=torch.float32).reshape(-1, 4)
+        conditioner.check(boxes, torch.tensor(kinds))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return torch.tensor(kinds, dtype=torch.long), boxes
+
+
+def segment_map(conditioner: SemanticMap, path: Path | None) -> Tensor:
+    """(H, W) the numbers of segments that the pixels of a picture are."""
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(conditioner.names))
+    if path is None:
+        raise InputError(f"map: give a picture whose pixels are numbers of segments: {names}")
+    picture = opened(path)
+    if picture.mode not in ("L", "P", "I", "I;16", "1"):
+        raise InputError(f"{path}: has colours ({picture.mode}); its pixels must be numbers: {names}")
+    segments = torch.from_numpy(np.array(picture).astype(np.int64))
+    try:
+        conditioner({"segmentation": segments[None]})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return segments
+
+
+def opened(path: Path) -> Any:
+    """A picture, decoded. InputError when it is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a picture ({str(error).splitlines()[0][:80]})") from None
+    return picture
+
+
+def colours(path: Path) -> Tensor:
+    """(1, 3, H, W) in [-1, 1] of a picture. InputError for one with an alpha channel, whose colours are not certain."""
+    picture = opened(path)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        raise InputError(f"{path}: has an alpha channel; save it without, on the background that it should have")
+    pixels = np.array(picture.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Which picture goes where: one to one, or the pictures in a folder to the same names in another, as .png."""
+    if not source.is_dir():
+        writable(target)
+        return [(source, target)]
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES)
+    if not files:
+        raise InputError(f"{source}: holds no pictures ({', '.join(PICTURES)})")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, and {source} a folder; give a folder")
+    found = [(path, target / f"{path.stem}.png") for path in files]
+    names = [to for _, to in found]
+    for path, to in found:
+        if names.count(to) > 1:
+            raise InputError(f"{path}: another picture there has this name too, and both would be {to}")
+        if to.resolve() == path.resolve():
+            raise InputError(f"{to}: would be overwritten; give another folder")
+    return found
+
+
+def black_or_white(path: Path, masks: Path) -> Tensor:
+    """(1, 1, H, W) the mask of a picture, 1 where it is white. InputError for other values and another size."""
+    mine = masks
+    if masks.is_dir():
+        mine = next((m for m in sorted(masks.iterdir()) if m.stem == path.stem and m.suffix.lower() in PICTURES), None)
+        if mine is None:
+            raise InputError(f"{masks}: holds no mask for {path.name}; name it {path.stem}.png")
+    mask, picture = opened(mine), opened(path)
+    if mask.size != picture.size:
+        sizes = " and ".join(f"{w} x {h}" for w, h in (mask.size, picture.size))
+        raise InputError(f"{mine}: is of another size than its picture ({sizes})")
+    values = np.array(mask.convert("L"))
+    if not np.isin(values, (0, 255)).all():
+        raise InputError(f"{mine}: has greys; make it black (draw anew) and white (keep), such as a .png without blur")
+    return torch.from_numpy(values == 255)[None, None].float()
+
+
+def writable(path: Path) -> None:
+    """InputError, before any work, when a picture cannot be written there."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"output: {path} is not a .png, .jpg or .webp file")
+    held = whole(path)
+    held.__enter__().unlink()
+
+
+def saved(image: Tensor, path: Path) -> None:
+    """One image (1, 3, H, W) in [-1, 1] as a picture, each value the nearest of 256, whole or not at all."""
+    from PIL import Image
+
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG")
+    pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    with whole(path) as temporary:
+        Image.fromarray(pixels.cpu().numpy()).save(temporary, kind)
