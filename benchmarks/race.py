@@ -5,7 +5,7 @@ Each trains for the same seconds of its own steps at a constant rate; evaluating
 count, and the first stages are given. FID of samples of the averaged weights (12 steps of DPM-Solver++, no guidance)
 against held-out images, by Features("scenes"), at eighths of the time. OUT/STAGE-SEED.json and a grid are what is left.
 
-    python benchmarks/race.py show OUT      the table and the curves of every run in OUT"""
+    python benchmarks/race.py show OUT      the table, the curves and the last samples of the runs in OUT"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ldm_lite.config import read, write
 from ldm_lite.data import cache_latents
@@ -97,8 +98,9 @@ def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: 
 
 
 def show(out: Path) -> None:
-    """The table by stage, means over the seeds with their standard deviation, and race.png in OUT."""
+    """The table by stage, means over the seeds with their standard deviation; race.png and samples.png in OUT."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     runs: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(out.glob("*.json")):
@@ -106,7 +108,11 @@ def show(out: Path) -> None:
         runs.setdefault(run["f"], []).append(run)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
-    print("| f | parameters | seeds | steps | samples/s | " + " | ".join(f"FID at {m:g}" for m in MARKS) + " |")
+    print(
+        "| f | parameters | seeds | steps | samples/s | "
+        + " | ".join(f"FID at {m:.4g} of the time" for m in MARKS[:-1])
+        + " | FID |"
+    )
     print("|---|---|---|---|---|" + "---|" * len(MARKS))
     for f, some in sorted(runs.items()):
         fids = torch.tensor([[point["fid"] for point in run["points"]] for run in some])
@@ -116,9 +122,19 @@ def show(out: Path) -> None:
         steps = sum(point["steps"] for point in last) / len(last)
         rate = sum(point["samples_per_second"] for point in last) / len(last)
         print(f"| {f} | {some[0]['parameters'] / 1e6:.2f} M | {len(some)} | {steps:,.0f} | {rate:.1f} | {cells} |")
-        seconds = [point["seconds"] / 60 for point in some[0]["points"]]
-        axis.errorbar(seconds, fids.mean(0), spread, marker="o", capsize=3, label=f"f = {f}")
+        minutes = [mark * some[0]["minutes"] for mark in MARKS]
+        axis.errorbar(minutes, fids.mean(0), spread, marker="o", capsize=3, label=f"f = {f}")
+    grids = [
+        Image.open(next(out.glob(f"{some[0]['stage'].replace('/', '-')}-*.png"))) for _, some in sorted(runs.items())
+    ]
+    wide, tall = grids[0].size
+    samples = Image.new("RGB", (2 * wide, -(-len(grids) // 2) * tall))
+    for i, grid in enumerate(grids):
+        samples.paste(grid, (i % 2 * wide, i // 2 * tall))
+    samples.save(out / "samples.png")
     axis.set(xlabel="minutes of training", ylabel="FID, scenes features", xscale="log", yscale="log")
+    axis.set_xticks(minutes, [f"{m:.2g}" for m in minutes])
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(out / "race.png", dpi=120)
