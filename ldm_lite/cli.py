@@ -286,13 +286,13 @@ def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str,
     import torch
 
     from . import inputs
-    from .conditioners import Boxes, Inpainting, Labels, LowRes, SemanticMap, Text
+    from .conditioners import Boxes, Captions, Inpainting, Labels, LowRes, SemanticMap
     from .editing import part
 
     n, batch, negative = settings.n, {}, None
     takes = {
         field: part(model, kind)
-        for field, kind in (("label", Labels), ("prompt", Text), ("boxes", Boxes), ("map", SemanticMap))
+        for field, kind in (("label", Labels), ("prompt", Captions), ("boxes", Boxes), ("map", SemanticMap))
     }
     for kind, command in ((LowRes, "upscale"), (Inpainting, "inpaint")):
         if part(model, kind) is not None:

@@ -141,29 +141,18 @@ class TextConfig:
             raise InputError(f"vocabulary: {self.vocabulary} is less than the 256 bytes and the end")
 
 
-class Text(Conditioner):
-    """batch["caption"], B strings -> context (B, length, width): a transformer over byte pairs, trained with the UNet.
-
-    Short captions are padded with the end token, and cross-attention sees the padding too, as in the original. The
-    empty caption is the null condition."""
+class Captions(Conditioner):
+    """What conditioners on text share: batch["caption"] is B strings, and the empty caption is the null condition."""
 
     keys = ("caption",)
-
-    def __init__(self, config: TextConfig):
-        super().__init__()
-        self.config, c = config, config
-        self.tokens = BytePairs(c.merges)
-        size = max(c.vocabulary, self.tokens.size)
-        self.encoder = TokenEncoder(size, c.length, c.width, c.depth, c.heads, c.head_channels)
-
-    def forward(self, batch: Batch) -> Condition:
-        captions = self.need(batch, "caption")
-        rows = [self.tokens.encode(caption)[: self.config.length] for caption in captions]
-        padded = [row + [self.tokens.end] * (self.config.length - len(row)) for row in rows]
-        return Condition(context=self.encoder(torch.tensor(padded, device=self.encoder.device)))
+    length: int  # tokens
 
     def blank(self, batch: Batch) -> Batch:
         return batch | {"caption": [""] * len(self.need(batch, "caption"))}
+
+    def count(self, words: str) -> int:
+        """How many tokens they are."""
+        raise NotImplementedError
 
     def prompt(self, words: str) -> str:
         """The words, if they can be told. InputError for none, for too many, and for what is no text."""
@@ -173,9 +162,31 @@ class Text(Conditioner):
             raise InputError("prompt: has bytes that are no UTF-8 text; type it again") from None
         if not words.strip():
             raise InputError("prompt: is empty; say what the picture shows, such as: two pines in the snow at dawn")
-        if (n := len(self.tokens.encode(words))) > self.config.length:
-            raise InputError(f"prompt: {n} tokens, and the model reads {self.config.length}; say it in fewer words")
+        if (n := self.count(words)) > self.length:
+            raise InputError(f"prompt: {n} tokens, and the model reads {self.length}; say it in fewer words")
         return words
+
+
+class Text(Captions):
+    """Captions -> context (B, length, width): a transformer over byte pairs, trained with the UNet.
+
+    Short captions are padded with the end token, and cross-attention sees the padding too, as in the original."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config, self.length, c = config, config.length, config
+        self.tokens = BytePairs(c.merges)
+        size = max(c.vocabulary, self.tokens.size)
+        self.encoder = TokenEncoder(size, c.length, c.width, c.depth, c.heads, c.head_channels)
+
+    def forward(self, batch: Batch) -> Condition:
+        captions = self.need(batch, "caption")
+        rows = [self.tokens.encode(caption)[: self.length] for caption in captions]
+        padded = [row + [self.tokens.end] * (self.length - len(row)) for row in rows]
+        return Condition(context=self.encoder(torch.tensor(padded, device=self.encoder.device)))
+
+    def count(self, words: str) -> int:
+        return len(self.tokens.encode(words))
 
     def places(self, caption: str, word: str) -> list[int]:
         """Which tokens of a caption make up a word of it, to read attention maps by. InputError where it is absent."""
@@ -186,6 +197,69 @@ class Text(Conditioner):
         first, after = (len(caption[:end].encode()) for end in found.span())
         spans = self.tokens.spans(caption)[: self.config.length]
         return [k for k, (a, b) in enumerate(spans) if a < after and b > first]
+
+
+@dataclass(frozen=True)
+class PretrainedTextConfig:
+    """Stable Diffusion's is openai/clip-vit-large-patch14, 768 wide, 77 tokens, frozen."""
+
+    encoder: str  # a folder, or a name on the hub, of transformers' layout: CLIP's text encoder, BERT, …
+    width: int = 768  # of its tokens
+    length: int = 77  # tokens
+    trained: bool = False  # with the UNet; otherwise it stays as it is, and is not saved with the model
+
+    def __post_init__(self) -> None:
+        one_or_more(width=self.width, length=self.length)
+
+
+class PretrainedText(Captions):
+    """Captions -> context (B, length, width): the last hidden states of an encoder of the transformers library.
+
+    InputError without that library, for an encoder that cannot be had, and for one of another width."""
+
+    def __init__(self, config: PretrainedTextConfig):
+        super().__init__()
+        self.config, self.length = config, config.length
+        self.tokenizer, encoder = pretrained(config.encoder)
+        if encoder.config.hidden_size != config.width:
+            raise InputError(
+                f"width: {config.width}, and {config.encoder}'s tokens are {encoder.config.hidden_size} wide"
+            )
+        self.masks = "clip" not in encoder.config.model_type  # CLIP's looks back only, and was trained without a mask
+        if config.trained:
+            self.encoder = encoder
+        else:  # not one of the module's parts: neither trained, nor averaged, nor saved
+            self.__dict__["encoder"] = encoder.requires_grad_(False).eval()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if not self.config.trained:
+            self.encoder._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, batch: Batch) -> Condition:
+        captions, settings = list(self.need(batch, "caption")), {"max_length": self.length, "return_tensors": "pt"}
+        rows = self.tokenizer(captions, padding="max_length", truncation=True, **settings)
+        place = next(self.encoder.parameters()).device
+        mask = rows["attention_mask"].to(place) if self.masks else None
+        return Condition(context=self.encoder(rows["input_ids"].to(place), attention_mask=mask).last_hidden_state)
+
+    def count(self, words: str) -> int:
+        return len(self.tokenizer(words)["input_ids"])
+
+
+def pretrained(name: str) -> tuple[Any, nn.Module]:
+    """A tokenizer and an encoder of the transformers library, from a folder or, once, from the hub."""
+    try:
+        from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
+    except ImportError:
+        raise InputError(f"encoder: {name} needs transformers: pip install ldm-lite[text]") from None
+    try:
+        clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
+        encoder = (CLIPTextModel if clip else AutoModel).from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name), encoder
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:90]
+        raise InputError(f"encoder: {name} cannot be had ({reason}); give a folder in transformers' layout") from None
 
 
 @dataclass(frozen=True)
@@ -409,7 +483,7 @@ class Inpainting(Conditioner):
 # Several at once ----------------------------------------------------------------------------------------------------
 
 One = (
-    TextConfig | BoxesConfig | SemanticMapConfig | LowResConfig | InpaintingConfig | LabelsConfig
+    TextConfig | PretrainedTextConfig | BoxesConfig | SemanticMapConfig | LowResConfig | InpaintingConfig | LabelsConfig
 )  # where JSON does not say which, the one whose fields fit
 
 
@@ -465,6 +539,7 @@ CONDITIONERS: Mapping[type, type[Conditioner]] = {
     UnconditionalConfig: Unconditional,
     LabelsConfig: Labels,
     TextConfig: Text,
+    PretrainedTextConfig: PretrainedText,
     BoxesConfig: Boxes,
     SemanticMapConfig: SemanticMap,
     LowResConfig: LowRes,
@@ -491,7 +566,7 @@ def widths(config: Any) -> dict[str, int]:
         return total
     if isinstance(config, LabelsConfig):
         return {config.door: config.width}
-    if isinstance(config, (TextConfig, BoxesConfig)):
+    if isinstance(config, (TextConfig, PretrainedTextConfig, BoxesConfig)):
         return {"context": config.width}
     if isinstance(config, InpaintingConfig):
         return {"concat": config.channels + 1}

@@ -145,7 +145,7 @@ class LatentDiffusion(nn.Module):
         times = samplers.grid(grid, schedule, steps) if isinstance(grid, str) else samplers.falling(grid)
         if self.diffusion.predicts == "eps" and schedule(times[:1])[0] == 0:
             raise InputError("predicts: eps says nothing of z0 in pure noise, t = 1; train v or begin the grid below")
-        lengths = [len(v) for v in batch.values() if isinstance(v, Tensor)]
+        lengths = [len(v) for v in batch.values() if isinstance(v, (Tensor, list))]
         if start is not None:
             if start.ndim != 4 or start.shape[1] != channels:
                 needed = f"(n, {channels}, h, w)"

@@ -18,6 +18,7 @@ from .conditioners import (
     InpaintingConfig,
     LabelsConfig,
     LowResConfig,
+    PretrainedTextConfig,
     SemanticMapConfig,
     TextConfig,
     TogetherConfig,
@@ -113,7 +114,15 @@ class AutoencoderRecipe:
         return model
 
 
-Told = TextConfig | BoxesConfig | SemanticMapConfig | LowResConfig | InpaintingConfig | TogetherConfig
+Told = (
+    TextConfig
+    | PretrainedTextConfig
+    | BoxesConfig
+    | SemanticMapConfig
+    | LowResConfig
+    | InpaintingConfig
+    | TogetherConfig
+)
 
 
 @dataclass(frozen=True)

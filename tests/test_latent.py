@@ -350,6 +350,12 @@ def test_a_condition_that_cannot_be_left_out_costs_guidance_nothing():
     assert torch.equal(plain, guided)
 
 
+def test_captions_and_layouts_say_how_many_samples_there_are():
+    for name in ("text", "boxes"):
+        given = {key: told_all(2)[key] for key in built(name, "plain").conditioner.keys}
+        assert len(built(name, "plain").eval().sample(given, steps=1, size=(8, 12))) == 2
+
+
 def test_a_negative_prompt_takes_the_place_of_the_empty_one():
     model, given = built("text", "plain").eval(), told_all(2)
     negative = {"caption": ["fog", "rain"]}
