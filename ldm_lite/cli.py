@@ -393,14 +393,22 @@ def edited(name: str, files: list[tuple[Path, Path]], settings: EditConfig, edit
 
 
 def sample_help(names: list[str]) -> str:
-    """The description in --help: the labels of the model that is named, or of all shipped weights."""
+    """The description in --help: what the model that is named, or each of the shipped ones, can be told."""
     from .config import read
     from .folders import found, shipped
 
+    tells = {"Text": "--prompt", "PretrainedText": "--prompt", "Boxes": "--boxes", "SemanticMap": "--map"}
+    tells |= {"LowRes": "ldm-lite upscale", "Inpainting": "ldm-lite inpaint", "Together": "several of these"}
     lines = []
     for name in names or shipped():
-        labels = read(found(name) / "config.json").get("conditioner", {}).get("names", [])
-        lines.append(f"Labels of {name}: {', '.join(labels) or 'none, it is unconditional'}.")
+        told = read(found(name) / "config.json").get("conditioner")
+        if told is None:
+            continue
+        kind, known = told["type"], ", ".join(told.get("names", []))
+        if kind in tells:
+            lines.append(f"{name}: {tells[kind]}{f' ({known})' if known else ''}.")
+        else:
+            lines.append(f"Labels of {name}: {known or 'none, it is unconditional'}.")
     return "\n\n".join(lines or ["No weights are shipped; train some with: ldm-lite train scenes-ldm4"])
 
 
@@ -433,9 +441,10 @@ def evaluate(arguments: list[str]) -> None:
     import json
 
     from . import runs
-    from .features import SceneReader
+    from .conditioners import Labels, Unconditional
+    from .features import ObjectFinder, SceneReader
     from .latent import LatentDiffusion, restored
-    from .presets import DataConfig, dataset
+    from .presets import DataConfig, dataset, told_images
     from .training import device
 
     about = (
@@ -450,12 +459,20 @@ def evaluate(arguments: list[str]) -> None:
         from .data.scenes import Quiz
 
         numbers = runs.reader_metrics(model, Quiz("validation", data.size), settings.images)
+    elif isinstance(model, ObjectFinder):
+        from .data.scenes import Census
+
+        numbers = runs.finder_metrics(model, Census("validation", data.size), settings.images)
     else:
         stage, held_out = model.first_stage if whole else model, dataset(data, "validation")
         numbers = runs.first_stage_metrics(stage, held_out, data, n=settings.images)
-    if whole and getattr(model.conditioner, "names", ()) and data.path == "scenes":
+    if whole and isinstance(model.conditioner, Labels) and data.path == "scenes":
         drawn = runs.sampled(model, settings.n, data.size, settings.guidance, settings.steps, settings.seed)
         numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "sampler_steps": settings.steps}
+    elif whole and not isinstance(model.conditioner, (Labels, Unconditional)):
+        held_out = told_images(data, model.conditioner.config, "validation")
+        own = {"n": settings.n, "guidance": settings.guidance, "steps": settings.steps, "seed": settings.seed}
+        numbers |= runs.told_metrics(model, held_out, data, **own)
     if settings.output is not None:
         from .config import write
 

@@ -114,6 +114,24 @@ class AutoencoderRecipe:
         return model
 
 
+def told_images(data: DataConfig, condition: Any, split: str = "train") -> Any:
+    """The dataset of a DataConfig, with all that a conditioner of this config reads. InputError for keys it lacks."""
+    from .data import with_low_res, with_mask
+
+    keys = [key for part in parts(condition) for key in CONDITIONERS[type(part)].keys]
+    images = dataset(data, split, keys)
+    for part in parts(condition):
+        if isinstance(part, LowResConfig):
+            images = with_low_res(images, part.factor, part.degradation)
+        elif isinstance(part, InpaintingConfig):
+            images = with_mask(images)
+    held = images[0] if keys and len(images) else {}
+    for key in keys if held else ():
+        if key not in held:
+            raise InputError(f"{key}: {data.path} has none; its items have {', '.join(held)}")
+    return images
+
+
 Told = (
     TextConfig
     | PretrainedTextConfig
@@ -173,25 +191,9 @@ class DiffusionRecipe:
             return TogetherConfig(tuple(told))
         return told[0] if told else UnconditionalConfig()
 
-    def keys(self) -> tuple[str, ...]:
-        """What the conditions need of a dataset's items."""
-        return tuple(key for part in parts(self.condition) for key in CONDITIONERS[type(part)].keys)
-
     def images(self, split: str = "train") -> Any:
         """The recipe's dataset, with what the condition adds to its items. InputError for keys that it lacks."""
-        from .data import with_low_res, with_mask
-
-        images = dataset(self.data, split, self.keys())
-        for part in parts(self.condition):
-            if isinstance(part, LowResConfig):
-                images = with_low_res(images, part.factor, part.degradation)
-            elif isinstance(part, InpaintingConfig):
-                images = with_mask(images)
-        held = images[0] if self.condition and len(images) else {}
-        for key in self.keys() if held else ():
-            if key not in held:
-                raise InputError(f"{key}: {self.data.path} has none; its items have {', '.join(held)}")
-        return images
+        return told_images(self.data, self.condition, split)
 
     def named(self, images: Any) -> DiffusionRecipe:
         """The recipe with what a dataset knows: its classes, where `classes` asks for them, the names of its objects or

@@ -263,7 +263,9 @@ def likeness(images: Tensor, others: Tensor, place: torch.device) -> dict[str, f
 def latent_metrics(stage: nn.Module, images: Tensor) -> dict[str, Any]:
     """Standard deviation and size of latents: float16 numbers for KL, indices for VQ, and how the codes are used."""
     place = home(stage)
-    z = torch.cat([stage.encode(part.to(place), sample=True).cpu() for part in images.split(32)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same draws of the posterior each time
+        z = torch.cat([stage.encode(part.to(place), sample=True).cpu() for part in images.split(32)])
     numbers: dict[str, Any] = {"latent_std": round(float(z.std()), 3), "latent_bytes": 2 * z[0].numel()}
     if getattr(stage.config, "bottleneck", "") == "vq":
         codes = stage.config.codes
@@ -346,7 +348,7 @@ def denoiser_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRec
             total += float(model(moved(batch, model.device), times=times).sum())
     numbers["validation_loss"] = round(total / len(rows), 4)
     if recipe.condition is not None:
-        numbers |= told_metrics(model, held_out, recipe, out)
+        numbers |= told_metrics(model, held_out, recipe.data, out)
     elif recipe.labels and recipe.data.path == "scenes":
         samples, labels = sampled(model, JUDGED, recipe.data.size, GUIDANCE, STEPS)
         numbers |= obedience(samples, labels) | {"guidance": GUIDANCE, "sampler_steps": STEPS}
@@ -355,17 +357,28 @@ def denoiser_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRec
     return numbers
 
 
-def told_metrics(model: LatentDiffusion, held_out: Any, recipe: DiffusionRecipe, out: Path) -> dict[str, Any]:
-    """How far samples follow what held-out images were said to show.
+def told_metrics(
+    model: LatentDiffusion,
+    held_out: Any,
+    data: DataConfig,
+    out: Path | None = None,
+    n: int | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How far n samples (by default JUDGED) follow what held-out images were said to show.
 
     out: the folder for samples.png: what the model was told, where that is a picture, its sample and the image."""
-    given = whole_batch(held_out, range(min(JUDGED, len(held_out))))
-    samples = told_samples(model, given, recipe.data.size, GUIDANCE, STEPS)
-    save_grid(beside(model, given, samples), out / "samples.png", 8)
-    numbers: dict[str, Any] = {"samples": len(samples), "sampler_steps": STEPS}
+    guidance, steps = GUIDANCE if guidance is None else guidance, steps or STEPS
+    given = whole_batch(held_out, range(min(n or JUDGED, len(held_out))))
+    samples = told_samples(model, given, data.size, guidance, steps, seed)
+    if out is not None:
+        save_grid(beside(model, given, samples), out / "samples.png", 8)
+    numbers: dict[str, Any] = {"samples": len(samples), "sampler_steps": steps}
     if model.conditioner.blank(given) is not given:
-        numbers["guidance"] = GUIDANCE
-    return numbers | obeyed(model, given, samples, recipe.data.path == "scenes")
+        numbers["guidance"] = guidance
+    return numbers | obeyed(model, given, samples, data.path == "scenes")
 
 
 def whole_batch(data: Any, rows: Sequence[int]) -> dict[str, Any]:
@@ -375,12 +388,14 @@ def whole_batch(data: Any, rows: Sequence[int]) -> dict[str, Any]:
     return {key: joined([part[key] for part in parts]) for key in parts[0]}
 
 
-def told_samples(model: LatentDiffusion, given: dict[str, Any], size: int, guidance: float, steps: int) -> Tensor:
+def told_samples(
+    model: LatentDiffusion, given: dict[str, Any], size: int, guidance: float, steps: int, seed: int = 0
+) -> Tensor:
     """A sample (n, 3, size, size) for each row of a batch of conditions; holes are filled, the rest is kept."""
     told = {key: given[key] for key in model.conditioner.keys}
     with autocast(model.device, precision("auto", model.device)):
         n = len(given["image"])
-        samples = model.sample(told, n=n, size=size, steps=steps, guidance=guidance)
+        samples = model.sample(told, n=n, size=size, steps=steps, guidance=guidance, seed=seed)
     return torch.where(given["mask"].bool(), given["image"], samples) if "mask" in told else samples
 
 

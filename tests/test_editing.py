@@ -20,6 +20,7 @@ from ldm_lite.conditioners import (
     widths,
 )
 from ldm_lite.config import InputError
+from ldm_lite.data import Scenes
 from ldm_lite.editing import inpainted, upscaled
 from ldm_lite.inputs import colours, saved
 from ldm_lite.latent import LatentDiffusion
@@ -178,6 +179,33 @@ def test_upscale_and_inpaint_take_a_picture_or_a_folder(here, capsys):
     assert cli.main(["inpaint", "hole", "many", "masks", "filled", "--steps", "2"]) == 0
     assert sorted(p.name for p in (here / "filled").iterdir()) == ["0.png", "1.png"]
     assert np.array_equal(np.array(Image.open("filled/0.png")), after)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("map", {"miou"}), ("larger", {"psnr_to_image", "bicubic_psnr_to_image"}), ("hole", {"lpips_to_image"})],
+)
+def test_evaluate_judges_a_model_by_what_it_was_told(name, numbers, capsys):
+    line = ["evaluate", name, "-n", "3", "--images", "3", "--steps", "2", "--data", "scenes"]
+    # the segments of the scenes, for which the map's two names are too few
+    if name == "map":
+        model(SemanticMapConfig(Scenes.segment_names, f=2)).save("map")
+    assert cli.main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["samples"] == 3 and numbers <= {*found} and "guidance" not in found
+    assert cli.main(line) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_sample_help_says_what_each_model_can_be_told(capsys):
+    for name, words in (
+        ("text", "text: --prompt."),
+        ("layout", "layout: --boxes (house, pine)."),
+        ("hole", "inpaint."),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["sample", name, "--help"])
+        assert words in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
 """What pictures of scenes show, against what was asked for."""
 
+from dataclasses import replace
+
 import pytest
+import tiny
 import torch
 
+from ldm_lite import reading
+from ldm_lite.conditioners import BoxesConfig, TextConfig, TogetherConfig, build
 from ldm_lite.config import InputError
 from ldm_lite.data.scenes import COLOURS, OBJECTS, Census, Scenes
 from ldm_lite.features import ObjectFinder, ObjectFinderConfig, Places
+from ldm_lite.latent import LatentDiffusion
 from ldm_lite.reading import Thing, Wanted, finder, heard, iou, placed, things, wanted
+from ldm_lite.runs import miou, obeyed
 from ldm_lite.training import FinderTask, TrainConfig
 
 
@@ -133,3 +140,34 @@ def test_a_finder_learns_where_the_objects_of_a_few_scenes_are():
 def test_weights_that_find_no_objects_are_refused():
     with pytest.raises(InputError, match=r"^scenes-features: finds no objects; scenes-objects does$"):
         finder("scenes-features")
+
+
+def test_a_map_that_is_shown_as_asked_has_an_miou_of_one_and_one_half_wrong_less():
+    asked = torch.tensor([[[0, 0, 1, 1], [3, 3, 3, 3]]])
+    assert miou(asked, asked) == 1.0
+    shown = torch.tensor([[[0, 0, 1, 2], [3, 3, 3, 3]]])
+    assert miou(asked, shown) == round((1 + 1 / 2 + 1) / 3, 4)  # of the segments asked for: 2 is none
+
+
+def test_samples_are_judged_by_captions_and_boxes(monkeypatch):
+    """A finder that sees exactly what half of the captions and boxes ask for."""
+    house, pine = OBJECTS.index("house"), OBJECTS.index("pine")
+    answers = {(0, 5, 2): (house, 0, (0.0, 0.0, 0.2, 0.3), 5.0), (1, 5, 7): (pine, 0, (0.0, 0.0, 0.2, 0.3), 5.0)}
+    monkeypatch.setattr(reading, "finder", lambda: Oracle(2, 10, answers))
+    told = TogetherConfig(
+        (
+            TextConfig(width=6, depth=1, heads=2, head_channels=3),
+            BoxesConfig(OBJECTS, width=6, depth=1, heads=2, head_channels=3),
+        )
+    )
+    base = tiny.latent_diffusion(replace(tiny.UNET, vector=0, context=6))
+    model = LatentDiffusion(base.first_stage, base.denoiser, base.diffusion, build(told))
+    at = torch.tensor([[0.15, 0.4, 0.35, 0.7]])
+    given = {
+        "caption": ["a red house on the left, on grass by day", "a pine on the left, on grass by day"],
+        "boxes": [at, at],
+        "box_labels": [torch.tensor([house]), torch.tensor([pine])],
+    }
+    numbers = obeyed(model, given, torch.zeros(2, 3, 20, 20))
+    assert numbers == {"heard": 0.5, "iou": 0.5, "kinds": 0.5}
+    assert obeyed(model, given, torch.zeros(2, 3, 20, 20), scenes=False) == {}
