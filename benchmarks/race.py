@@ -98,7 +98,7 @@ def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: 
 
 
 def show(out: Path) -> None:
-    """The table by stage, means over the seeds with their standard deviation; race.png and samples.png in OUT."""
+    """The table by stage, means over the seeds with their standard deviation; race.png and samples.jpg in OUT."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
@@ -131,7 +131,7 @@ def show(out: Path) -> None:
     samples = Image.new("RGB", (2 * wide, -(-len(grids) // 2) * tall))
     for i, grid in enumerate(grids):
         samples.paste(grid, (i % 2 * wide, i // 2 * tall))
-    samples.save(out / "samples.png")
+    samples.convert("RGB").save(out / "samples.jpg", quality=90)
     axis.set(xlabel="minutes of training", ylabel="FID, scenes features", xscale="log", yscale="log")
     axis.set_xticks(minutes, [f"{m:.2g}" for m in minutes])
     axis.xaxis.set_minor_locator(NullLocator())
