@@ -77,10 +77,8 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None
     steady_allocator()
     if isinstance(recipe, AutoencoderRecipe):
         return train_first_stage(recipe, out, command, judged)
-    if isinstance(recipe, ReaderRecipe):
+    if isinstance(recipe, (ReaderRecipe, FinderRecipe)):
         return train_reader(recipe, out, command)
-    if isinstance(recipe, FinderRecipe):
-        return train_finder(recipe, out, command)
     return train_denoiser(recipe, out, command)
 
 
@@ -124,28 +122,17 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     return out / "model"
 
 
-def train_reader(recipe: ReaderRecipe, out: Path, command: str = "") -> Path:
-    from .data.scenes import Quiz
+def train_reader(recipe: ReaderRecipe | FinderRecipe, out: Path, command: str = "") -> Path:
+    from .data.scenes import Census, Quiz
 
+    finds = isinstance(recipe, FinderRecipe)
+    learns, asks, judges = (FinderTask, Census, finder_metrics) if finds else (ReaderTask, Quiz, reader_metrics)
     torch.manual_seed(mix(recipe.train.seed))
     model, size = recipe.build().to(device()), recipe.data.size
-    task = ReaderTask(model, recipe.train)
-    fit(task, Quiz("train", size, count=recipe.data.count), recipe.train, out, about(recipe))
+    task = learns(model, recipe.train)
+    fit(task, asks("train", size, count=recipe.data.count), recipe.train, out, about(recipe))
     if not finished(out):
-        numbers = reader_metrics(restored(out).to(device()), Quiz("validation", size))
-        card(out, model, recipe, task.config, command, numbers)
-    return out / "model"
-
-
-def train_finder(recipe: FinderRecipe, out: Path, command: str = "") -> Path:
-    from .data.scenes import Census
-
-    torch.manual_seed(mix(recipe.train.seed))
-    model, size = recipe.build().to(device()), recipe.data.size
-    task = FinderTask(model, recipe.train)
-    fit(task, Census("train", size, count=recipe.data.count), recipe.train, out, about(recipe))
-    if not finished(out):
-        numbers = finder_metrics(restored(out).to(device()), Census("validation", size))
+        numbers = judges(restored(out).to(device()), asks("validation", size))
         card(out, model, recipe, task.config, command, numbers)
     return out / "model"
 

@@ -380,19 +380,11 @@ class ReaderTask:
             store(model, folder)
 
 
-class FinderTask:
+class FinderTask(ReaderTask):
     """Teaches an ObjectFinder where the middles of objects are, and how large and of which colour they are.
 
     The heat's loss is CornerNet's (Law and Deng 2018, eq. 1), of boxes L1, of the colours of houses and boats the
-    cross-entropy; all by object."""
-
-    def __init__(self, model: nn.Module, config: TrainConfig):
-        self.model, self.config = model, config
-        self.descent = Descent(model, config)
-        self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
-
-    def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
-        return self.descent.step(batch, learning_rate(step, self.config), self.loss)
+    cross-entropy; all by object. Half of the pictures are worn, as the reader's."""
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         said = self.model(worn(batch["image"]))
@@ -423,10 +415,6 @@ class FinderTask:
         }
         total = sum(parts.values(), torch.zeros((), device=boxes.device))
         return total, {"loss": total} | parts
-
-    def save(self, folder: Path) -> None:
-        with self.descent.averaged() as model:
-            store(model, folder)
 
 
 def worn(image: Tensor) -> Tensor:
