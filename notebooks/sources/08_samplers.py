@@ -538,7 +538,7 @@ noisy: as few real scenes are some way off, too. The figure has them as a band, 
 
 **Predict before you run.** Each sampler draws the same number of pictures with 3, 5, 10 and 20
 evaluations, or about as many, on the uniform grid. Write down: which is worst with so few as 3?
-From how many on can the best not be told from real scenes? And DDPM, with its fresh noise?
+From how many on do more evaluations buy nothing? And DDPM, with its fresh noise?
 """
 
 # %% quality tags=timeout-900
@@ -583,12 +583,12 @@ assert ddim[-1] < 1.5 * max(floor), "With enough steps, samples should look real
 
 # %% quality-read [markdown]
 r"""
-**What to see.** With 3 evaluations nobody is good. With 5, all but DDPM are near the band, and from
-10 on they cannot be told from real scenes, or from each other: another seed moves a point by about
-as much as the band is wide. DDPM needs about twice the steps of DDIM. And compare with section 6:
-there, errors went on falling after 10. *Nearer* paid as long as pictures were visibly wrong, and
-then no more. Our world is small, and the model is told the class; 256 pixels and free text need
-more steps.
+**What to see.** With 2 or 3 evaluations nobody is good. With 5, all but DDPM have come most of the
+way, and DDPM needs more than twice the steps of DDIM. From 10 on the others lie on each other, a
+little above the band, and stay there: what is left is the model's, and no sampler takes it away.
+(Smaller differences than the band is wide mean nothing.) Compare with section 6: there, errors went
+on falling after 10. *Nearer* paid as long as pictures were plainly wrong, and then no more. Our
+world is small, and the model is told the class; 256 pixels and free text need more steps.
 """
 
 # %% chance-idea [markdown]
@@ -684,8 +684,9 @@ assert thrice < once / 1.5, "So must asking again."
 # %% slerp-idea [markdown]
 r"""
 **What to see.** The second row looks like noise. With 8 steps the way back ends near the picture,
-without its stars and with softer windows. Asking three times, or five times the steps, brings it
-back. In the last row the same noise is told *night snow*: things stand about where things stood.
+without its stars and with softer windows. Asking three times, or five times the steps, brings most
+of it back. In the last row the same noise is told *night snow*: things stand about where things
+stood.
 
 **Sideways.** Two noises make two pictures. What is between them? The obvious mixture is a straight
 line, $(1 - w)\, a + w\, b$. But noise in $d$ dimensions has length about $\sqrt d$, always, and two
@@ -828,10 +829,8 @@ figures.pictures([photos, *sheets], words, left=["scene", *cases], scale=2)
 
 # %% bugs-read [markdown]
 r"""
-**What to see.** All four redraw the scenes, each in its own way, since chance differs. C has
-oddities, but look at the sound row for long enough and you find some there too. Nobody would send A
-or B back.
-
+**What to see.** All four redraw the scenes, each in its own way. There is the ghost of a boat in A,
+and the ghost of a house in the sound row. Nobody would find the bugs by looking.
 
 A picture is no test here, so ask for what *must* hold. Noising a 1 without noise gives $\alpha$,
 and a 0 with noise 1 gives $\sigma$: their squares add up to 1. A step from nothing, with guesses of
