@@ -39,7 +39,13 @@ from ldm_lite.data import Latents, Scenes, cache_latents
 from ldm_lite.diffusion import Diffusion, VariancePreserving
 from ldm_lite.presets import load_first_stage
 
-tqdm.auto.tqdm = functools.partial(tqdm.auto.tqdm, disable=True)  # no bars in a stored notebook
+
+class Quiet(tqdm.auto.tqdm):  # no bars in a stored notebook
+    def __init__(self, *items, **settings):
+        super().__init__(*items, **(settings | {"disable": True}))
+
+
+tqdm.auto.tqdm = Quiet
 torch.set_grad_enabled(False)  # switched on where something learns
 stage = load_first_stage("scenes-kl-f4").to(device)
 schedule = VariancePreserving()
