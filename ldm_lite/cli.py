@@ -261,9 +261,8 @@ def sample(arguments: list[str]) -> None:
 
     steady_allocator()
     model = model.to(device())
-    trained = trained_size(names[0])
-    size = told.pop("size", (trained, trained))
-    size = (settings.size * 2)[:2] or size
+    drawn = tuple(told["segmentation"].shape[1:]) if "segmentation" in told else (trained_size(names[0]),) * 2
+    size = (settings.size * 2)[:2] or drawn
     guidance = settings.guidance if guided else 1.0
     more: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
     more |= {"window": settings.window} if settings.window else {}
@@ -280,7 +279,7 @@ def sample(arguments: list[str]) -> None:
 
 
 def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What the model is told: a batch of n, with the size that a map has, and the batch that guidance leads away from.
+    """What the model is told: a batch of n, and the batch that guidance leads away from.
 
     InputError for what is missing and for what this model cannot be told."""
     import torch
@@ -318,7 +317,7 @@ def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str,
         batch |= {"boxes": [corners] * n, "box_labels": [kinds] * n}
     if segments := takes["map"]:
         drawn = inputs.segment_map(segments, settings.map)
-        batch |= {"segmentation": drawn.expand(n, -1, -1), "size": tuple(drawn.shape)}
+        batch["segmentation"] = drawn.expand(n, -1, -1)
     return batch, negative
 
 
@@ -447,9 +446,7 @@ def evaluate(arguments: list[str]) -> None:
     from .presets import DataConfig, dataset, told_images
     from .training import device
 
-    about = (
-        "Reconstruction of held-out images and, for built-in scenes, the share of guided samples that show their label."
-    )
+    about = "Reconstruction of held-out images, and how far samples show what they were told to."
     names, rest = taken(arguments, "ldm-lite evaluate", "a model: a run's folder or shipped weights", 1)
     rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
     settings = options(EvaluateConfig, EvaluateConfig(), rest, "ldm-lite evaluate MODEL", about)

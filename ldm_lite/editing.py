@@ -29,7 +29,7 @@ def upscaled(model: LatentDiffusion, low: Tensor, window: int = 64, batch: Any =
     if told is None:
         raise InputError("upscale: the model was not trained for it; scenes-upscale was")
     factor = told.config.factor
-    unit = max(1, unit_of(model) // factor)
+    unit = max(1, model.unit // factor)
     fitted, (h, w) = extended(low, unit)
     size = (fitted.shape[2] * factor, fitted.shape[3] * factor)
     drawn = model.sample((batch or {}) | {"low": fitted}, size=size, **(windows(size, window) | settings))
@@ -51,18 +51,12 @@ def inpainted(
     if not ((mask == 0) | (mask == 1)).all():
         raise InputError("mask: has other values than 1, keep, and 0, fill; make it black and white")
     keep = mask.bool()
-    unit = unit_of(model)
-    fitted, (h, w) = extended(torch.where(keep, image, -1.0), unit)
-    kept, _ = extended(keep.float(), unit)
+    fitted, (h, w) = extended(torch.where(keep, image, -1.0), model.unit)
+    kept, _ = extended(keep.float(), model.unit)
     size = tuple(fitted.shape[2:])
     given = (batch or {}) | {"masked": fitted, "mask": kept}
     drawn = model.sample(given, size=size, **(windows(size, window) | settings))[..., :h, :w]
     return torch.where(keep, image, drawn)
-
-
-def unit_of(model: LatentDiffusion) -> int:
-    """Sides of images, in pixels, must be divisible by this."""
-    return model.first_stage.f * getattr(getattr(model.denoiser, "config", None), "factor", 1)
 
 
 def windows(size: tuple[int, ...], window: int) -> dict[str, int]:

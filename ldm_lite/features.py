@@ -65,20 +65,29 @@ class SceneReader(nn.Module):
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """image (B, 3, H, W) in [-1, 1] -> maps (B, C, H / 2^i, W / 2^i), fine to coarse."""
-        h, found = image, []
-        for i, level in enumerate(self.down):
-            h = level(F.max_pool2d(h, 2) if i else h)
-            found.append(h)
-        return found
+        return descended(self.down, image)
 
     def forward(self, image: Tensor) -> Answers:
         maps = self.maps(image)
         said = self.say(pooled(maps))
         counts = said[:, LABELS:].unflatten(1, (OBJECTS, MOST + 1))
-        h = maps[-1]
-        for finer, merge in zip(reversed(maps[:-1]), reversed(self.up)):
-            h = merge(torch.cat([finer, F.interpolate(h, finer.shape[2:], mode="nearest")], 1))
-        return Answers(said[:, :LABELS], counts, self.segment(h))
+        return Answers(said[:, :LABELS], counts, self.segment(ascended(self.up, maps)))
+
+
+def descended(levels: nn.ModuleList, image: Tensor) -> list[Tensor]:
+    """The maps of each level, fine to coarse, each half as large as the one before."""
+    maps = [levels[0](image)]
+    for level in levels[1:]:
+        maps.append(level(F.max_pool2d(maps[-1], 2)))
+    return maps
+
+
+def ascended(merges: nn.ModuleList, maps: list[Tensor]) -> Tensor:
+    """The coarsest map, merged with each finer one on the way back."""
+    h = maps[-1]
+    for finer, merge in zip(reversed(maps[:-1]), reversed(merges)):
+        h = merge(torch.cat([finer, F.interpolate(h, finer.shape[2:], mode="nearest")], 1))
+    return h
 
 
 class Places(NamedTuple):
@@ -110,12 +119,7 @@ class ObjectFinder(nn.Module):
         nn.init.constant_(self.say[1].bias[:OBJECTS], -4.0)  # most cells have no middle
 
     def forward(self, image: Tensor) -> Places:
-        h, maps = image, []
-        for i, level in enumerate(self.down):
-            h = level(F.max_pool2d(h, 2) if i else h)
-            maps.append(h)
-        for finer, merge in zip(reversed(maps[1:-1]), reversed(self.up)):
-            h = merge(torch.cat([finer, F.interpolate(h, finer.shape[2:], mode="nearest")], 1))
+        h = ascended(self.up, descended(self.down, image)[1:])
         return Places(*self.say(h).split((OBJECTS, 4, COLOURS), 1))
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .conditioners import Boxes, SemanticMap
 from .config import InputError, read, whole
+from .data.folder import SUFFIXES, Unreadable, rgb, upright
+from .training import save_picture
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURES = (*SUFFIXES, ".bmp")
 
 
 def layout(conditioner: Boxes, path: Path | None) -> tuple[Tensor, Tensor]:
@@ -55,25 +58,23 @@ def segment_map(conditioner: SemanticMap, path: Path | None) -> Tensor:
 
 
 def opened(path: Path) -> Any:
-    """A picture, decoded. InputError when it is none."""
-    from PIL import Image, UnidentifiedImageError
-
+    """A picture, decoded and upright. InputError when it is none."""
     try:
         picture = Image.open(path)
         picture.load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({str(error).splitlines()[0][:80]})") from None
-    return picture
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
+        raise InputError(f"{path}: cannot be read as a picture ({Unreadable(error)})") from None
+    return upright(picture)
 
 
 def colours(path: Path) -> Tensor:
     """(1, 3, H, W) in [-1, 1] of a picture. InputError for one with an alpha channel, whose colours are not certain."""
     picture = opened(path)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if picture.has_transparency_data:
         raise InputError(f"{path}: has an alpha channel; save it without, on the background that it should have")
-    pixels = np.array(picture.convert("RGB"))
+    pixels = np.array(rgb(picture))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
@@ -116,7 +117,7 @@ def black_or_white(path: Path, masks: Path) -> Tensor:
 
 def writable(path: Path) -> None:
     """InputError, before any work, when a picture cannot be written there."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"output: {path} is not a .png, .jpg or .webp file")
     held = whole(path)
     held.__enter__().unlink()
@@ -124,9 +125,5 @@ def writable(path: Path) -> None:
 
 def saved(image: Tensor, path: Path) -> None:
     """One image (1, 3, H, W) in [-1, 1] as a picture, each value the nearest of 256, whole or not at all."""
-    from PIL import Image
-
-    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG")
     pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-    with whole(path) as temporary:
-        Image.fromarray(pixels.cpu().numpy()).save(temporary, kind)
+    save_picture(Image.fromarray(pixels.cpu().numpy()), path)

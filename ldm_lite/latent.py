@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,11 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
+    @property
+    def unit(self) -> int:
+        """The sides of an image, in pixels, must be divisible by this."""
+        return self.first_stage.f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
+
     def latent(self, batch: Batch) -> Tensor:
         """z0 (B, C, h, w): batch["z"] where latents were cached, otherwise a sample of the first stage's posterior."""
         if "z" in batch:
@@ -89,8 +94,8 @@ class LatentDiffusion(nn.Module):
         batch = self.encoded(moved(batch, self.device))
         blank = self.conditioner.blank(batch)
         if negative is not None:
-            blank = self.encoded({k: v for k, v in blank.items() if k.removesuffix("_z") not in negative})
-            blank = self.encoded(blank | moved(negative, self.device))
+            kept = {k: v for k, v in blank.items() if k.removesuffix("_z") not in negative}
+            blank = self.encoded(kept | moved(negative, self.device))
         return self.conditioner(batch), None if blank is batch else self.conditioner(blank)
 
     def without(self, batch: Batch) -> list[Condition]:
@@ -154,10 +159,8 @@ class LatentDiffusion(nn.Module):
         n = n if n is not None else (lengths[0] if lengths else 1)
         one_or_more(n=n, batch_size=batch_size)
         side = (size, size) if isinstance(size, int) else size
-        unit = f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
-        if window is not None:  # the windows are what must be divisible
-            self.windows(window, overlap)
-            unit = f if min(side) >= window else unit
+        cut = None if window is None else self.windows(window, overlap)
+        unit = f if window is not None and min(side) >= window else self.unit  # the windows are what must be divisible
         if side[0] % unit or side[1] % unit or min(side) < unit:
             raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
         told, blank = self.conditions(batch, negative)
@@ -170,8 +173,8 @@ class LatentDiffusion(nn.Module):
         if blank is None:
             guidance = 1.0  # both halves would be the same
         denoiser = self.denoiser if batch_size is None else parted(self.denoiser, batch_size)
-        if window is not None:
-            denoiser = windowed(denoiser, *self.windows(window, overlap))
+        if cut is not None:
+            denoiser = windowed(denoiser, *cut)
         predict = samplers.predictor(denoiser, self.diffusion, told, several or blank, guidance, rescale, interval)
         noise = Noise(seed, (n, channels, side[0] // f, side[1] // f))
         drawn = noise(torch.empty(0, device=self.device))
@@ -182,9 +185,9 @@ class LatentDiffusion(nn.Module):
 
     def windows(self, window: int, overlap: int | None = None) -> tuple[int, int]:
         """A window's side and overlap in the latent from those in pixels. InputError for what the model cannot take."""
-        f, factor = self.first_stage.f, getattr(getattr(self.denoiser, "config", None), "factor", 1)
-        if window < 1 or window % (f * factor):
-            raise InputError(f"window: {window} is not a multiple of {f * factor}")
+        f = self.first_stage.f
+        if window < 1 or window % self.unit:
+            raise InputError(f"window: {window} is not a multiple of {self.unit}")
         overlap = window // (4 * f) * f if overlap is None else overlap
         if overlap % f or not 0 <= overlap < window:
             raise InputError(f"overlap: {overlap} is not a multiple of {f} from 0 to below the window, {window}")
@@ -237,8 +240,9 @@ class LatentDiffusion(nn.Module):
         return model
 
 
-def moved(batch: Batch, place: torch.device) -> Batch:
-    return {k: v.to(place) if isinstance(v, Tensor) else v for k, v in batch.items()}
+def moved(batch: Mapping[str, Any], place: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return {k: v.to(place, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def parted(denoiser: Callable[..., Tensor], rows: int) -> Callable[[Tensor, Tensor, Condition], Tensor]:

@@ -142,12 +142,12 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     name = recipe.first_stage
     preset = PRESETS.get(name)
     if isinstance(preset, AutoencoderRecipe):
-        # settings that do not fit are said before the work, not after
-        fitting = recipe.named(recipe.images()) if recipe.classes or recipe.condition else recipe
-        with torch.device("meta"):
-            fitting.build()
         beside = out.parent / name
         if not finished(beside):
+            # settings that do not fit are said before the work, not after
+            fitting = recipe.named(recipe.images()) if recipe.classes or recipe.condition else recipe
+            with torch.device("meta"):
+                fitting.build()
             print(f"{name} comes first: training it in {beside}", flush=True)
             command = ["ldm-lite", "train", name]
             if recipe.data.path != preset.data.path:
@@ -273,15 +273,12 @@ def reader_metrics(reader: nn.Module, quiz: Any, n: int = 2048) -> dict[str, Any
         said = [part.cpu() for part in reader((batch["image"].float() / 127.5 - 1).to(place))]
         right += float((said[0].argmax(1) == batch["label"]).sum())
         counted += float((said[1].argmax(2) == batch["counts"]).float().mean(1).sum())
-        pairs = batch["segmentation"].long() * SEGMENTS + said[2].argmax(1)
-        confusion += torch.bincount(pairs.flatten(), minlength=SEGMENTS**2).view(SEGMENTS, SEGMENTS)
-    hit = confusion.diag().double()
-    iou = hit / (confusion.sum(0) + confusion.sum(1) - hit)
+        confusion += confused(batch["segmentation"].long(), said[2].argmax(1))
     return {
         "images": n,
         "label_accuracy": round(right / n, 4),
         "counts_accuracy": round(counted / n, 4),
-        "miou": round(float(iou.mean()), 4),
+        "miou": round(float(ious(confusion).mean()), 4),
     }
 
 
@@ -441,7 +438,8 @@ def obeyed(model: LatentDiffusion, given: dict[str, Any], samples: Tensor, scene
         numbers["iou"] = round(sum(v for v, _ in each) / max(len(each), 1), 4)
         numbers["kinds"] = round(sum(kind for _, kind in each) / max(len(each), 1), 4)
     if scenes and "segmentation" in keys:
-        read = [Features("scenes").to(place).read(part.to(place)).segmentation.cpu() for part in samples.split(64)]
+        features = Features("scenes").to(place)
+        read = [features.read(part.to(place)).segmentation.cpu() for part in samples.split(64)]
         numbers["miou"] = miou(given["segmentation"].long(), torch.cat(read))
     if "low" in keys:
         size = samples.shape[2:]
@@ -454,11 +452,21 @@ def obeyed(model: LatentDiffusion, given: dict[str, Any], samples: Tensor, scene
     return numbers
 
 
-def miou(asked: Tensor, shown: Tensor, segments: int = SEGMENTS) -> float:
+def confused(asked: Tensor, shown: Tensor) -> Tensor:
+    """(SEGMENTS, SEGMENTS) how many pixels of two maps (B, H, W) are asked to be the one segment and show the other."""
+    return torch.bincount((asked * SEGMENTS + shown).flatten(), minlength=SEGMENTS**2).view(SEGMENTS, SEGMENTS)
+
+
+def ious(confusion: Tensor) -> Tensor:
+    """(SEGMENTS,) intersection over union of each segment."""
+    hit = confusion.diag().double()
+    return hit / (confusion.sum(0) + confusion.sum(1) - hit)
+
+
+def miou(asked: Tensor, shown: Tensor) -> float:
     """The mean over the segments that are asked for of intersection over union of two maps (B, H, W)."""
-    pairs = torch.bincount((asked * segments + shown).flatten(), minlength=segments**2).view(segments, segments)
-    hit, there = pairs.diag().double(), pairs.sum(1) > 0
-    return round(float((hit / (pairs.sum(0) + pairs.sum(1) - hit))[there].mean()), 4)
+    confusion = confused(asked, shown)
+    return round(float(ious(confusion)[confusion.sum(1) > 0].mean()), 4)
 
 
 def classes_in_rows(samples: Tensor, classes: int, most: int = 8) -> tuple[Tensor, int]:

@@ -227,7 +227,8 @@ def plms(predict: Predict, z: Tensor, times: Tensor, schedule: Schedule) -> Iter
     """PLMS, the linear multistep part of PNDM (Liu et al. 2022, section 3), as in the original.
 
     eps over a step is drawn on from up to four steps by Adams-Bashforth; the first step is a pseudo improved Euler
-    step, with a second evaluation. The coefficients suppose equal steps, so take the uniform or the original's grid."""
+    step, with a second evaluation. The coefficients suppose equal steps: in time as the uniform and the original's grid
+    have them, or in the root of time as the quadratic one, where notebook 08 finds it nearer the converged latents."""
     held: deque[Tensor] = deque(maxlen=len(ADAMS))
     for (t, alpha, sigma), (s, alpha_s, sigma_s) in legs(times, schedule):
         z0, eps = predict(z, t)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .autoencoder import Code
 from .config import InputError, one_or_more, read, to_dict, whole, write
-from .latent import LatentDiffusion, mix, store
+from .latent import LatentDiffusion, mix, moved, store
 from .losses import LossConfig, Objective
 
 CALIBRATION = 20  # steps that measure the rate when a run is given minutes instead of steps
@@ -499,10 +499,6 @@ def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: in
     )
 
 
-def moved(batch: Mapping[str, Any], place: torch.device) -> dict[str, Any]:
-    return {k: v.to(place, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
 # The loop -----------------------------------------------------------------------------------------------------------
 
 
@@ -647,9 +643,14 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
+    save_picture(to_pil_image(make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=2)), path)
+
+
+def save_picture(picture: Any, path: Path) -> None:
+    """A picture of Pillow's as PNG, JPEG or WebP by the file's name, whole or not at all."""
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG")
     with whole(path) as temporary:
-        to_pil_image(make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=2)).save(temporary, kind)
+        picture.save(temporary, kind)
 
 
 class Interrupt:

@@ -134,6 +134,18 @@ def test_a_picture_is_saved_as_it_was_read(here):
     assert np.array_equal(np.array(Image.open("a.png")), np.array(Image.open("b.png")))
 
 
+def test_a_picture_is_read_upright_and_of_any_depth_as_a_dataset_reads_it(here):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: 22 x 18 pixels show 18 x 22
+    Image.open("a.png").save("turned.png", exif=turned)
+    assert torch.equal(colours(here / "turned.png"), colours(here / "a.png").rot90(-1, (2, 3)))
+    deep = (np.arange(18 * 22, dtype=np.uint16) * 165).reshape(18, 22)
+    Image.fromarray(deep).save("deep.png")
+    torch.testing.assert_close(
+        colours(here / "deep.png")[0, 1], torch.from_numpy(deep / 32767.5 - 1).float(), atol=5e-3, rtol=0
+    )
+
+
 # On the command line ------------------------------------------------------------------------------------------------
 
 

@@ -116,8 +116,9 @@ class Scenes(Dataset):
         found: dict[str, Any] = {
             "image": torch.from_numpy(np.concatenate([pixels for pixels, _ in painted])),
             "label": torch.from_numpy(np.concatenate([plan.label for plan in plans])),
-            "segmentation": torch.from_numpy(np.concatenate([parts for _, parts in painted]).astype(np.uint8)),
         }
+        if "segmentation" in self.keys:
+            found["segmentation"] = torch.from_numpy(np.concatenate([s for _, s in painted]).astype(np.uint8))
         if "caption" in self.keys:
             found["caption"] = [plan.caption(i) for plan, i in each]
         if "boxes" in self.keys or "box_labels" in self.keys:
