@@ -371,6 +371,12 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one():
     )
 
 
+def test_a_negative_image_is_encoded_in_place_of_the_one_it_replaces():
+    model, given = built("hole", "plain").eval(), told_all(2)
+    _, blank = model.conditions(given, {"masked": -given["masked"]})
+    assert torch.equal(blank.concat[:, :2], model.first_stage.encode(-given["masked"]))
+
+
 def test_two_conditions_have_a_scale_each():
     model, given = built("labels, text and map", "plain").eval(), told_all(2)
     settings = {"steps": 3, "size": (8, 12), "n": 2}

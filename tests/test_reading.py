@@ -1,5 +1,6 @@
 """What pictures of scenes show, against what was asked for."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -135,6 +136,24 @@ def test_a_finder_learns_where_the_objects_of_a_few_scenes_are():
         kinds = [OBJECTS[k] for k in batch["kinds"][i][real].tolist()]
         pairs = placed(batch["boxes"][i][real], kinds, found[i])
         assert sum(alike and value > 0.5 for value, alike in pairs) >= len(kinds) - 1
+
+
+def test_cells_beside_a_middle_count_less_than_those_far_from_it():
+    """CornerNet's equation 1 by hand, for a network that is undecided everywhere."""
+    network, side = Oracle(1, 8, {}), 8
+    network.said.heat.zero_()  # a probability of 1/2
+    task = FinderTask(network, TrainConfig(steps=1, batch=1, ema=0.0, precision="fp32"))
+    kinds, boxes = torch.full((1, 4), -1), torch.zeros(1, 4, 4)
+    kinds[0, 2], boxes[0, 2] = OBJECTS.index("pine"), torch.tensor([0.3, 0.5, 0.5, 0.9])  # the middle is in (5, 3)
+    batch = {"image": torch.zeros(1, 3, 16, 16), "kinds": kinds, "boxes": boxes, "colours": torch.zeros(1, 4).long()}
+    expected = 0.0
+    for kind in OBJECTS:
+        for y in range(side):
+            for x in range(side):
+                near = math.exp(-((y - 5) ** 2 + (x - 3) ** 2) / 2) if kind == "pine" else 0.0
+                weight = 1.0 if near == 1 else (1 - near) ** 4
+                expected += weight * 0.5**2 * math.log(2)
+    assert float(task.loss(batch)[1]["heat"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_weights_that_find_no_objects_are_refused():
