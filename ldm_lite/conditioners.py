@@ -56,6 +56,13 @@ class Conditioner(nn.Module):
         return needed(batch, key, type(self).__name__)
 
 
+def place(name: str, names: tuple[str, ...], what: str) -> int:
+    """The number of a name. InputError lists the names."""
+    if name not in names:
+        raise suggest(name, names, what)
+    return names.index(name)
+
+
 def mixed(rows: Tensor, some: Any, others: Any) -> Any:
     """Rows of `some` where rows (B,) is True, rows of `others` elsewhere; of tensors or of lists."""
     if isinstance(some, Tensor) and isinstance(others, Tensor):
@@ -115,9 +122,7 @@ class Labels(Conditioner):
 
     def index(self, name: str) -> int:
         """The number of a class. InputError lists the names."""
-        if name not in self.names:
-            raise suggest(name, self.names, "label")
-        return self.names.index(name)
+        return place(name, self.names, "label")
 
 
 # Sequences of tokens ------------------------------------------------------------------------------------------------
@@ -353,9 +358,7 @@ class Boxes(Conditioner):
 
     def index(self, name: str) -> int:
         """The number of a kind of object. InputError lists the names."""
-        if name not in self.names:
-            raise suggest(name, self.names, "kind of object")
-        return self.names.index(name)
+        return place(name, self.names, "kind of object")
 
 
 # Maps beside the latent ---------------------------------------------------------------------------------------------
