@@ -1,9 +1,11 @@
 """Diffusion in pixels and in latents, for equally long: python benchmarks/race.py run OUT [--minutes 6] [--seed 0]
 
-Class-conditional models of equal parameters (within 6 %), one for each first stage: pixels (LDM-1), then f = 2, 4, 8.
-Each trains for the same seconds of its own steps at a constant rate; evaluating, reading data and encoding it do not
-count, and the first stages are given. FID of samples of the averaged weights (12 steps of DPM-Solver++, no guidance)
-against held-out images, by Features("scenes"), at eighths of the time. OUT/STAGE-SEED.json and a grid are what is left.
+Models of equal parameters (within 6 %), one for each first stage: pixels (LDM-1), then f = 2, 4, 8; told a class, or
+with --task inpaint a picture with a hole. Each trains for the same seconds of its own steps at a constant rate;
+evaluating, reading data and encoding it do not count, and the first stages are given. FID of samples of the averaged
+weights (12 steps of DPM-Solver++, no guidance; holes filled, the rest kept) against held-out images, by
+Features("scenes"), at eighths of the time; for a hole also LPIPS to the picture that had none. OUT/STAGE-SEED.json and
+a grid are what is left.
 
     python benchmarks/race.py show OUT      the table, the curves and the last samples of the runs in OUT"""
 
@@ -18,13 +20,15 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ldm_lite.conditioners import InpaintingConfig
 from ldm_lite.config import read, write
 from ldm_lite.data import cache_latents
 from ldm_lite.features import Features
 from ldm_lite.latent import mix
+from ldm_lite.losses import LPIPS
 from ldm_lite.metrics import fid
 from ldm_lite.presets import DataConfig, DiffusionRecipe, dataset, load_first_stage
-from ldm_lite.runs import looked_at, pictures, sampled, steady_allocator
+from ldm_lite.runs import looked_at, pictures, sampled, steady_allocator, told_samples, whole_batch
 from ldm_lite.training import DiffusionTask, TrainConfig, batches, device, moved, save_grid
 from ldm_lite.unet import UNetConfig
 
@@ -40,23 +44,29 @@ MARKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the time, where samples are judged
 TRAIN = TrainConfig(steps=10**9, batch=32, lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0, ema=0.999)
 
 
-def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: int, out: Path) -> None:
+def race(task_name: str, stage_name: str, data: DataConfig, minutes: float, seed: int, samples: int, out: Path) -> None:
     name = stage_name.replace("/", "-")
     written = out / f"{name}-{seed}.json"
     if written.exists():
         return
     stage = load_first_stage(stage_name).to(device())
-    images, held_out = dataset(data), dataset(data, "validation")
     unet = UNetConfig(stage.channels, blocks=1, heads=4, vector=64, **UNETS[data.size // stage.f])
     train = replace(TRAIN, seed=seed)
-    recipe = DiffusionRecipe(stage_name, unet, predicts="v", labels=tuple(images.label_names), data=data, train=train)
+    recipe = DiffusionRecipe(stage_name, unet, predicts="v", data=data, train=train)
+    if task_name == "inpaint":
+        unet, condition = replace(unet, vector=0), InpaintingConfig(stage.channels, stage.f)
+        recipe = replace(recipe, model=unet, condition=condition)
+    else:
+        recipe = replace(recipe, labels=tuple(dataset(data).label_names))
+    images, held_out = recipe.images(), recipe.images("validation")
     torch.manual_seed(mix(seed))
     model = recipe.build(stage).to(device())
     began = time.perf_counter()
-    images = cache_latents(stage, images, out / f"{name}-latents")
+    images = cache_latents(stage, images, out / f"{name}-latents", also=model.conditioner.encodes)
     encoding = time.perf_counter() - began
     features = Features("scenes").to(device())
-    real = looked_at(features, pictures(held_out, range(min(2048, len(held_out)))))
+    real, distance = looked_at(features, pictures(held_out, range(min(2048, len(held_out))))), LPIPS(features)
+    given = whole_batch(held_out, range(len(held_out) - samples, len(held_out))) if task_name == "inpaint" else {}
     alone = device().type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter  # the first does not count what other programs take
     task, source = DiffusionTask(model, train), batches(images, 0, train)
@@ -71,16 +81,21 @@ def race(stage_name: str, data: DataConfig, minutes: float, seed: int, samples: 
             marks.pop(0)
             with task.descent.averaged():
                 began = clock()
-                drawn, _ = sampled(model, samples, data.size, 1.0, 12, 7, "dpm_solver")
+                if given:
+                    drawn = told_samples(model, given, data.size, 1.0, 12, 7, "dpm_solver")
+                else:
+                    drawn, _ = sampled(model, samples, data.size, 1.0, 12, 7, "dpm_solver")
                 rate = samples / (clock() - began)
-            points.append(
-                {
-                    "seconds": round(spent, 1),
-                    "steps": step,
-                    "fid": round(fid(real, looked_at(features, drawn)), 3),
-                    "samples_per_second": round(rate, 2),
-                }
-            )
+            point = {
+                "seconds": round(spent, 1),
+                "steps": step,
+                "fid": round(fid(real, looked_at(features, drawn)), 3),
+                "samples_per_second": round(rate, 2),
+            }
+            if given:
+                pairs = [(a.to(device()), b.to(device())) for a, b in zip(drawn.split(64), given["image"].split(64))]
+                point["lpips"] = round(float(torch.cat([distance(a, b) for a, b in pairs]).mean()), 4)
+            points.append(point)
             print(stage_name, seed, points[-1], flush=True)
     save_grid(drawn[:32], written.with_suffix(".png"), 8)
     run = {
@@ -121,6 +136,8 @@ def show(out: Path) -> None:
         cells = " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in zip(fids.mean(0).tolist(), spread.tolist()))
         steps = sum(point["steps"] for point in last) / len(last)
         rate = sum(point["samples_per_second"] for point in last) / len(last)
+        far = [point["lpips"] for point in last if "lpips" in point]
+        cells += f" | LPIPS {sum(far) / len(far):.4f}" if far else ""
         print(f"| {f} | {some[0]['parameters'] / 1e6:.2f} M | {len(some)} | {steps:,.0f} | {rate:.1f} | {cells} |")
         minutes = [mark * some[0]["minutes"] for mark in MARKS]
         axis.errorbar(minutes, fids.mean(0), spread, marker="o", capsize=3, label=f"f = {f}")
@@ -144,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "show"))
     parser.add_argument("out", type=Path)
+    parser.add_argument("--task", choices=("class", "inpaint"), default="class")
     parser.add_argument("--stages", nargs="*", default=STAGES)
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--size", type=int, default=64)
@@ -158,7 +176,7 @@ def main() -> None:
     steady_allocator()
     data = DataConfig(asked.data, asked.size, asked.count)
     for stage in asked.stages:
-        race(stage, data, asked.minutes, asked.seed, asked.samples, asked.out)
+        race(asked.task, stage, data, asked.minutes, asked.seed, asked.samples, asked.out)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ SAMPLERS = {  # name: sampler, its arguments
     "DDIM": ("ddim", {}),
     "Heun": ("heun", {}),
     "DPM-Solver++(2M)": ("dpm_solver", {}),
+    "DDIM, quadratic grid": ("ddim", {"grid": "quadratic"}),
+    "DPM-Solver++(2M), quadratic grid": ("dpm_solver", {"grid": "quadratic"}),
 }
 
 

@@ -373,13 +373,20 @@ def whole_batch(data: Any, rows: Sequence[int]) -> dict[str, Any]:
 
 
 def told_samples(
-    model: LatentDiffusion, given: dict[str, Any], size: int, guidance: float, steps: int, seed: int = 0
+    model: LatentDiffusion,
+    given: dict[str, Any],
+    size: int,
+    guidance: float,
+    steps: int,
+    seed: int = 0,
+    sampler: str = "ddim",
 ) -> Tensor:
     """A sample (n, 3, size, size) for each row of a batch of conditions; holes are filled, the rest is kept."""
     told = {key: given[key] for key in model.conditioner.keys}
     with autocast(model.device, precision("auto", model.device)):
         n = len(given["image"])
-        samples = model.sample(told, n=n, size=size, steps=steps, guidance=guidance, seed=seed)
+        settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "size": size}
+        samples = model.sample(told, n=n, seed=seed, **settings)
     return torch.where(given["mask"].bool(), given["image"], samples) if "mask" in told else samples
 
 

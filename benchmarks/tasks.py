@@ -1,0 +1,216 @@
+"""Whether the shipped models draw what they are told: python benchmarks/tasks.py TASK… [--samples 1000]
+
+Held-out scenes say what to draw, and Features("scenes") and scenes-objects look at what was drawn; each number stands
+beside that of the real scenes, read in the same way. TASK: class, text, layout, map, upscale, canvas."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_lite.attention import recorded
+from ldm_lite.condition import Condition
+from ldm_lite.data import Scenes, with_low_res
+from ldm_lite.data.scenes import OBJECTS
+from ldm_lite.features import Features
+from ldm_lite.latent import LatentDiffusion
+from ldm_lite.losses import LPIPS
+from ldm_lite.metrics import fid, precision_recall, psnr, ssim
+from ldm_lite.presets import DataConfig, recipe, told_images
+from ldm_lite.reading import finder, heard, placed, things, wanted
+from ldm_lite.runs import looked_at, miou, obedience, pictures, steady_allocator, told_samples, whole_batch
+from ldm_lite.training import Descent, TrainConfig, autocast, batches, device, learning_rate, moved, precision
+from ldm_lite.unet import UNet
+
+STEPS = 30
+
+
+def table(*names: str) -> None:
+    print("| " + " | ".join(names) + " |")
+    print("|---" * len(names) + "|", flush=True)
+
+
+def row(*cells: Any) -> None:
+    print("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells) + " |", flush=True)
+
+
+class Judge:
+    """The networks that look, and what they see in real scenes."""
+
+    def __init__(self) -> None:
+        self.features, self.finder = Features("scenes").to(device()), finder().to(device())
+        self.real = looked_at(self.features, pictures(Scenes("validation"), range(2048, 4096)))
+
+    def fid(self, images: Tensor) -> float:
+        return fid(self.real, looked_at(self.features, images))
+
+    def read(self, images: Tensor) -> Tensor:
+        return torch.cat([self.features.read(part.to(device())).segmentation.cpu() for part in images.split(64)])
+
+
+def given(name: str, n: int) -> tuple[LatentDiffusion, dict[str, Any]]:
+    """A shipped model, and n held-out scenes with all that it is told."""
+    model = LatentDiffusion.load(name).to(device())
+    return model, whole_batch(told_images(DataConfig(), model.conditioner.config, "validation"), range(n))
+
+
+def of_class(n: int, judge: Judge) -> None:
+    model = LatentDiffusion.load("scenes-ldm4").to(device())
+    labels = torch.arange(n) % len(model.conditioner.names)
+    table("guidance", "label read back", "FID", "precision", "recall")
+    for guidance in (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0):
+        images = told_samples(model, {"label": labels, "image": labels}, 64, guidance, STEPS)
+        seen = looked_at(judge.features, images)
+        row(
+            guidance,
+            obedience(images, labels)["label_read_back"],
+            judge.fid(images),
+            *precision_recall(judge.real, seen),
+        )
+
+
+def unseen(n: int, known: int = 60_000) -> dict[str, Any]:
+    """n held-out scenes whose captions are of none of the scenes that were learned from."""
+    train = Scenes("train", size=16)
+    plans = (train.plan(range(k, k + 500)) for k in range(0, known, 500))
+    captions = {plan.caption(i) for plan in plans for i in range(500)}
+    scenes = Scenes("validation", keys=("image", "caption"))
+    rows = [k for k in range(10_000) if scenes.plan([k]).caption(0) not in captions][:n]
+    return whole_batch(scenes, rows)
+
+
+def said(captions: list[str], shown: list[Any]) -> float:
+    pairs = [heard(wanted(caption), mine) for caption, mine in zip(captions, shown)]
+    return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+
+
+def text(n: int, judge: Judge) -> None:
+    model, batch = LatentDiffusion.load("scenes-text").to(device()), unseen(n)
+    print(f"{len(batch['caption'])} captions that are of none of the scenes learned from")
+    table("guidance", "objects heard", "FID", "attention peaks inside its object")
+    row("real scenes", said(batch["caption"], things(batch["image"], judge.finder)), judge.fid(batch["image"]), "")
+    for guidance in (1.0, 2.0, 4.0, 6.0):
+        images = told_samples(model, batch, 64, guidance, STEPS)
+        heard_ = said(batch["caption"], things(images, judge.finder))
+        row(guidance, heard_, judge.fid(images), peaks(model, batch["caption"][:200], guidance, judge))
+
+
+def peaks(model: LatentDiffusion, captions: list[str], guidance: float, judge: Judge) -> float:
+    """The share of words for objects whose attention, a mean over the steps, peaks inside an object of the kind."""
+    told, inside, n = model.conditioner, 0, 0
+    with recorded(model.denoiser) as maps, autocast(model.device, precision("auto", model.device)):
+        images = model.sample({"caption": captions}, batch_size=len(captions), steps=STEPS, guidance=guidance)
+    mean = maps.mean(16)[-len(captions) :]
+    for caption, where, shown in zip(captions, mean, things(images, judge.finder)):
+        for kind in {one.kind for one in wanted(caption)}:
+            word = "cacti" if kind == "cactus" and "cacti" in caption else kind
+            y, x = divmod(int(where[..., told.places(caption, word)].sum(-1).argmax()), 16)
+            at = ((x + 0.5) / 16, (y + 0.5) / 16)
+            mine = [t.box for t in shown if t.kind == kind]
+            inside += any(b[0] <= at[0] <= b[2] and b[1] <= at[1] <= b[3] for b in mine)
+            n += bool(mine)
+    return inside / max(n, 1)
+
+
+def layout(n: int, judge: Judge) -> None:
+    model, batch = given("scenes-layout", n)
+    table("guidance", "mean IoU", "right kind", "FID")
+
+    def score(images: Tensor) -> tuple[float, float, float]:
+        rows = zip(batch["boxes"], batch["box_labels"], things(images, judge.finder))
+        each = [pair for boxes, kinds, shown in rows for pair in placed(boxes, [OBJECTS[k] for k in kinds], shown)]
+        return sum(v for v, _ in each) / len(each), sum(k for _, k in each) / len(each), judge.fid(images)
+
+    row("real scenes", *score(batch["image"]))
+    for guidance in (1.0, 2.0, 4.0):
+        row(guidance, *score(told_samples(model, batch, 64, guidance, STEPS)))
+
+
+def semantic(n: int, judge: Judge) -> None:
+    model, batch = given("scenes-map", n)
+    table("pictures", "mIoU of the map asked and the map read", "FID")
+    for name, images in (("real scenes", batch["image"]), ("samples", told_samples(model, batch, 64, 1.0, STEPS))):
+        row(name, miou(batch["segmentation"].long(), judge.read(images)), judge.fid(images))
+
+
+def regression(model: LatentDiffusion, steps: int, batch: int = 32) -> Callable[[Tensor], Tensor]:
+    """low -> image by a network of the same size that learned for as many steps what one picture is most likely, in the
+    sense of L1: it is asked for the latent at once, without noise."""
+    train = TrainConfig(steps=steps, batch=batch, lr=1e-3, decay="cosine", ema=0.999)
+    torch.manual_seed(0)
+    network, stage = UNet(model.denoiser.config).to(device()), model.first_stage
+    descent = Descent(network, train)
+
+    def guess(low: Tensor) -> Tensor:
+        blank = torch.zeros(len(low), stage.channels, *low.shape[2:], device=low.device)
+        return network(blank, torch.zeros(len(low), device=low.device), Condition(concat=low))
+
+    def loss(part: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        error = (guess(part["low"]) - part["z"]).abs().mean()
+        return error, {"loss": error}
+
+    source: Iterator[dict[str, Any]] = batches(with_low_res(Scenes("train", count=60_000), 4), 0, train)
+    for step, part in enumerate(source):
+        part = moved(part, device())
+        with torch.no_grad():
+            part["z"] = stage.encode(part.pop("image"))
+        descent.step(part, learning_rate(step, train), loss)
+
+    def image(low: Tensor) -> Tensor:
+        with descent.averaged(), torch.no_grad():
+            return torch.cat([stage.decode(guess(x.to(device()))).clamp(-1, 1).cpu() for x in low.split(64)])
+
+    return image
+
+
+def upscale(n: int, judge: Judge) -> None:
+    model, batch = given("scenes-upscale", n)
+    steps = recipe("scenes-upscale").train.steps
+    table("x 4", "PSNR", "SSIM", "LPIPS", "FID")
+    distance = LPIPS(judge.features)
+    made = {
+        "bicubic": F.interpolate(batch["low"], (64, 64), mode="bicubic").clamp(-1, 1),
+        f"L1 regression, {steps:,} steps": regression(model, steps)(batch["low"]),
+        "samples": told_samples(model, batch, 64, 1.0, STEPS),
+    }
+    for name, images in made.items():
+        pairs = [(a.to(device()), b.to(device())) for a, b in zip(batch["image"].split(64), images.split(64))]
+        far = torch.cat([distance(a, b).cpu() for a, b in pairs]).mean()
+        image = batch["image"]
+        row(name, float(psnr(images, image).mean()), float(ssim(images, image).mean()), float(far), judge.fid(images))
+
+
+def canvas(n: int, judge: Judge) -> None:
+    """Larger pictures from the class-conditional model: FID of all their crops of 64 px."""
+    model = LatentDiffusion.load("scenes-ldm4").to(device())
+    labels = torch.arange(n) % len(model.conditioner.names)
+    table("pixels", "how", "FID of crops")
+    for size, window in (((64, 64), None), ((64, 128), None), ((128, 128), None), ((64, 128), 64), ((128, 128), 64)):
+        with autocast(model.device, precision("auto", model.device)):
+            images = model.sample({"label": labels}, steps=STEPS, guidance=2.0, size=size, window=window)
+        crops = [images[..., y : y + 64, x : x + 64] for y in range(0, size[0], 64) for x in range(0, size[1], 64)]
+        row(f"{size[1]} x {size[0]}", "windows" if window else "at once", judge.fid(torch.cat(crops)))
+
+
+TASKS = {"class": of_class, "text": text, "layout": layout, "map": semantic, "upscale": upscale, "canvas": canvas}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--samples", type=int, default=1000)
+    asked = parser.parse_args()
+    steady_allocator()
+    judge = Judge()
+    for task in asked.tasks:
+        print(f"\n{task}, {asked.samples} samples\n")
+        TASKS[task](asked.samples, judge)
+
+
+if __name__ == "__main__":
+    main()
