@@ -541,9 +541,10 @@ COMPARED = {
     "scenes-kl-f4-lpips": _small(4_000, 3, (1, 2, 4), replace(_SHARP, adversarial=0.0)),
 }
 
-# Your own photographs: `ldm-lite train autoencoder --data FOLDER`, then `ldm-lite train ldm --data FOLDER` ----------
+# Your own photographs: `ldm-lite train autoencoder --data FOLDER`, then `ldm-lite train ldm --data FOLDER`, or one of
+# ldm-text, -layout and -map with a metadata.jsonl that says what is in them (data.notes), or -upscale and -inpaint ----
 
-GENERIC = {
+GENERIC: dict[str, Recipe] = {
     "autoencoder": AutoencoderRecipe(
         AutoencoderConfig(channels=4, width=64, mult=(1, 2, 4)),
         DataConfig("photographs", 64, crop="random", flip=True),
@@ -559,6 +560,22 @@ GENERIC = {
         data=DataConfig("photographs", 64, flip=True),
         train=TrainConfig(steps=200_000, batch=64, lr=2e-4, warmup=1000),
     ),
+}
+
+
+def _own(condition: Told, **data: Any) -> DiffusionRecipe:
+    """The recipe ldm, told something."""
+    ldm = GENERIC["ldm"]
+    assert isinstance(ldm, DiffusionRecipe)
+    return replace(ldm, condition=condition, data=replace(ldm.data, **data))
+
+
+GENERIC |= {
+    "ldm-text": _own(TextConfig(width=256, depth=4, length=64, vocabulary=2048), flip=False),  # captions tell the sides
+    "ldm-layout": _own(BoxesConfig(width=256, depth=4)),
+    "ldm-map": _own(SemanticMapConfig()),
+    "ldm-upscale": _own(LowResConfig(4, degradation="bsr")),
+    "ldm-inpaint": _own(InpaintingConfig()),
 }
 
 PRESETS: dict[str, Recipe] = SCENES | COMPARED | GENERIC | FIRST_STAGES | PAPER

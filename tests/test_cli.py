@@ -110,6 +110,27 @@ def test_a_folder_of_photographs_trains_both_generic_presets_with_no_edit(here, 
     assert said.endswith("rescale, interval: runs/ldm is an unconditional model, without guidance")
 
 
+@pytest.mark.parametrize("task", ["text", "layout", "map", "upscale", "inpaint"])
+def test_a_folder_of_photographs_with_notes_trains_every_generic_task(here, capsys, task):
+    photographs(here / "mine", 24)
+    lines = []
+    for k, path in enumerate(sorted((here / "mine/holiday").iterdir())):
+        Image.new("L", (20, 24), k % 3).save(here / "mine" / f"{path.stem}.map.png")
+        objects = {"bbox": [[1, 2, 9, 7]], "categories": [("dog", "cat")[k % 2]]}
+        about = {"caption": f"{k} dogs", "objects": objects, "segmentation_file_name": f"{path.stem}.map.png"}
+        lines.append(json.dumps({"file_name": f"holiday/{path.name}"} | about))
+    (here / "mine/metadata.jsonl").write_text("\n".join(lines))
+    (here / "mine/segments.txt").write_text("void\nsky\nsea\n")
+    small = ["--data", "mine", "--data.size", "16", "--steps", "2", "--train.workers", "0", "--train.batch", "4"]
+    small += ["--model.width", "8"]
+    assert cli.main(["train", "autoencoder", *small]) == 0
+    assert cli.main(["train", f"ldm-{task}", *small, "--model.head_channels", "8"]) == 0
+    model = LatentDiffusion.load(f"runs/ldm-{task}")
+    names = {"layout": ("cat", "dog"), "map": ("void", "sky", "sea")}
+    assert getattr(model.conditioner, "names", None) == names.get(task)
+    assert (here / f"runs/ldm-{task}/samples.png").is_file()
+
+
 def test_a_folder_of_class_folders_trains_a_model_of_these_classes(here):
     for name in ("cat", "dog", "eel"):
         photographs(here / "pets" / name, 8)

@@ -21,9 +21,10 @@ OF_PHOTOGRAPHS = PRESETS["autoencoder"]
 
 
 def built(name: str) -> nn.Module:
-    """The model without memory for its weights. The recipe for photographs gets the first stage that it waits for."""
+    """The model without memory for its weights. The recipes for photographs get the first stage that they wait for."""
+    waits = getattr(recipe(name), "first_stage", "").startswith("runs/")
     with torch.device("meta"):
-        return recipe(name).build(OF_PHOTOGRAPHS.build()) if name == "ldm" else build(name)
+        return recipe(name).build(OF_PHOTOGRAPHS.build()) if waits else build(name)
 
 
 def parameters(model: nn.Module) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import InputError, one_or_more
+from .notes import FILE, Notes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 KINDS = "JPEG, PNG, WebP"
@@ -191,7 +192,7 @@ class Pictures(Dataset):
                 continue
             source, about = self.fetch(i, random)
             try:
-                return {"image": self.square(source, place, mirror), **about}
+                return {"image": self.square(source, place, mirror), **about, **self.beside(i, place, mirror)}
             except Unreadable as why:
                 self.reject(i, why)
         raise InputError(f"{self.where(self.rows[row])}: cannot be decoded, nor can any other image")
@@ -202,8 +203,15 @@ class Pictures(Dataset):
 
     def square(self, source: Source, place: float, mirror: float) -> Tensor:
         """(3, size, size) in [-1, 1]."""
-        place = place if self.crop == "random" else 0.5
-        return pixels(decoded(source, self.size), self.size, place, self.flip and mirror < 0.5)
+        return pixels(decoded(source, self.size), self.size, *self.frame(place, mirror))
+
+    def frame(self, place: float, mirror: float) -> tuple[float, bool]:
+        """Where along the long side the square is cut, and whether it is mirrored."""
+        return place if self.crop == "random" else 0.5, self.flip and mirror < 0.5
+
+    def beside(self, i: int, place: float, mirror: float) -> dict[str, Any]:
+        """What else an item has that is cut and mirrored as its image is."""
+        return {}
 
     @property
     def settings(self) -> str:
@@ -215,6 +223,8 @@ class Pictures(Dataset):
 class ImageFolder(Pictures):
     """The pictures below `root`, however deep, in sorted order: {"image": (3, size, size) in [-1, 1], "label"}.
 
+    With a metadata.jsonl in root, the pictures are those that it names, and items have what it says of them: "caption",
+    "boxes" (K, 4) as x0 y0 x1 y1 in [0, 1], "box_labels" (K,), "segmentation" (size, size); see `data.notes`.
     label: where every picture lies in one of several folders directly below root, these are the classes, `label_names`
     their names; otherwise there is no label and label_names is empty. Hidden files and folders are passed over.
     crop, flip: a centred or a random square, half of the items mirrored; `draw(row, epoch)` takes both from (seed,
@@ -238,10 +248,14 @@ class ImageFolder(Pictures):
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(f"{root}: {'is a file, not a folder' if self.root.exists() else 'no such folder'}")
-        self.files = sorted(_below(self.root), key=lambda path: path.relative_to(self.root).parts)
+        self.notes = Notes(self.root) if (self.root / FILE).exists() else None
+        below = self.notes.rows if self.notes else _below(self.root)
+        self.files = sorted(below, key=lambda path: path.relative_to(self.root).parts)
         if not self.files:
             raise InputError(f"no images below {root} ({KINDS})")
         self.label_names = self._classes()
+        self.box_names = self.notes.box_names if self.notes else ()
+        self.segment_names = self.notes.segment_names if self.notes else ()
         with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
             self.accept(_in_blocks(pool, header, self.files), str(root))
 
@@ -252,7 +266,7 @@ class ImageFolder(Pictures):
     def identity(self) -> str:
         """Changes when an item may: names, sizes and times of the files, and what is made of them."""
         digest = hashlib.sha256()
-        for path in self.files:
+        for path in self.files + ([self.notes.path, *self.notes.maps] if self.notes else []):
             stat = path.stat()
             digest.update(f"{path.relative_to(self.root).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return f"ImageFolder({self.settings}, files={digest.hexdigest()})"
@@ -262,9 +276,13 @@ class ImageFolder(Pictures):
 
     def fetch(self, i: int, random: float) -> tuple[Source, dict[str, Any]]:
         path = self.files[i]
-        if not self.label_names:
-            return path, {}
-        return path, {"label": self.label_names.index(path.relative_to(self.root).parts[0])}
+        about = self.notes.about(path, random) if self.notes else {}
+        if self.label_names:
+            about["label"] = self.label_names.index(path.relative_to(self.root).parts[0])
+        return path, about
+
+    def beside(self, i: int, place: float, mirror: float) -> dict[str, Any]:
+        return self.notes.cut(self.files[i], self.size, *self.frame(place, mirror)) if self.notes else {}
 
     def _classes(self) -> tuple[str, ...]:
         parts = [path.relative_to(self.root).parts for path in self.files]

@@ -12,8 +12,7 @@ from typing import Any
 
 from ..config import InputError, one_or_more
 from .folder import Crop, Pictures, Size, Source, Unreadable, header
-
-CAPTIONS = ("caption", "captions", "text", "prompt")
+from .notes import CAPTIONS
 
 
 class HubImages(Pictures):
