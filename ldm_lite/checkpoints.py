@@ -5,12 +5,12 @@ loading is strict. Objects in a pickle are passed over: no code of theirs is imp
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,28 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .conditioners import Labels, LabelsConfig, Unconditional
+from .conditioners import (
+    Boxes,
+    BoxesConfig,
+    InpaintingConfig,
+    Labels,
+    LabelsConfig,
+    LowResConfig,
+    PretrainedText,
+    PretrainedTextConfig,
+    SemanticMap,
+    SemanticMapConfig,
+    Text,
+    TextConfig,
+    Together,
+    Unconditional,
+    build,
+    widths,
+)
 from .config import InputError, read, suggest, whole, write
 from .diffusion import Diffusion, Prediction, VariancePreserving
 from .latent import LatentDiffusion
+from .layers import TokenEncoder
 from .unet import UNet, UNetConfig
 
 Part = Literal["model", "first_stage", "denoiser"]
@@ -121,6 +139,18 @@ def _unet_diffusers(c: UNetConfig) -> Renames:
     ]
 
 
+def _encoder_compvis(c: Any) -> Renames:
+    """x-transformers': attention and feed-forward take turns as layers, each with its norm before it."""
+    return [
+        (r"^token\.", "token_emb."),
+        (r"^place\.", "pos_emb.emb."),
+        (r"^blocks\.(\d+)\.(norm1|attn)\.", lambda m: f"attn_layers.layers.{2 * int(m[1])}.{int(m[2] == 'attn')}."),
+        (r"^blocks\.(\d+)\.norm2\.", lambda m: f"attn_layers.layers.{2 * int(m[1]) + 1}.0."),
+        (r"^blocks\.(\d+)\.ff\.0\.", lambda m: f"attn_layers.layers.{2 * int(m[1]) + 1}.1.net.0.0."),
+        (r"^blocks\.(\d+)\.ff\.2\.", lambda m: f"attn_layers.layers.{2 * int(m[1]) + 1}.1.net.2."),
+    ]
+
+
 # Self-attention in diffusers' layout; transformer blocks in either
 ATTENTION: Renames = [
     (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
@@ -137,6 +167,7 @@ TRANSFORMER: Renames = [
 RULES: dict[type, dict[str, Callable[[Any], Renames]]] = {
     Autoencoder: {"compvis": _first_stage_compvis, "diffusers": _first_stage_diffusers},
     UNet: {"compvis": _unet_compvis, "diffusers": _unet_diffusers},
+    TokenEncoder: {"compvis": _encoder_compvis},
 }
 # The names in older files of diffusers
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -146,10 +177,10 @@ def renamed(model: nn.Module, layout: str) -> dict[str, list[str]]:
     """For each of the model's tensors the names that it has in a layout, "compvis" or "diffusers"; not for the scale.
 
     InputError for a kind of model that has no rules."""
-    if type(model) not in RULES:
-        kinds = ", ".join(kind.__name__ for kind in RULES)
+    if layout not in RULES.get(type(model), {}):
+        kinds = ", ".join(kind.__name__ for kind, layouts in RULES.items() if layout in layouts)
         raise InputError(f"{type(model).__name__}: has no names in the layout of {layout}; {kinds} have")
-    rules, result = RULES[type(model)][layout](model.config), {}
+    rules, result = RULES[type(model)][layout](getattr(model, "config", None)), {}
     for name in model.state_dict():
         names = [name]
         for pattern, new in rules:
@@ -271,6 +302,7 @@ def _scaled(model: Autoencoder, scale: float) -> Autoencoder:
 # CompVis ------------------------------------------------------------------------------------------------------------
 
 FIRST_STAGE, DENOISER, CONDITIONER = "first_stage_model.", "model.diffusion_model.", "cond_stage_model."
+YAML_SCALES = {"txt2img-1p4b": 0.18215, "sd-v1": 0.18215}  # in their configurations, and not in their files
 AVERAGED = "model_ema.diffusion_model"  # and the name without its dots
 
 
@@ -283,6 +315,7 @@ def load_compvis(
     schedule: VariancePreserving | None = None,
     predicts: Prediction = "eps",
     ema: bool = True,
+    condition: Any = None,
 ) -> Autoencoder | UNet | LatentDiffusion:
     """What is in a file in the original's names: a whole model, a first stage, or a denoiser.
 
@@ -295,8 +328,11 @@ def load_compvis(
     `expect` is one.
     scale: of the latents; left out, the file's `scale_factor`, else 1 for a VQ model and for a first stage alone. A
     whole KL model must have one (a constant in the original's YAML, such as 0.18215, is not in the file).
-    labels: the names of a class-conditional model's classes; left out, numbers for ImageNet's 1000. A table of as many
-    rows as classes (cin256) gets a null class of zeros, which nothing was trained with: no guidance then.
+    labels: the names of a class-conditional model's classes, of a layout's kinds or of a map's segments; left out,
+    numbers. A table of as many rows as classes (cin256) gets a null class of zeros, which nothing was trained with: no
+    guidance then.
+    condition: the config of what the model is told, besides labels; left out, that of the published model. Of a text
+    the file has the encoder, and not the words: CLIP's and BERT's are had from the hub when they are first needed.
     schedule, predicts: left out, from the file's betas, and eps as all of the paper's.
     ema: the averaged weights of the denoiser where the file has them, otherwise the last ones.
     Discriminator and LPIPS are passed over. In eval mode, float32. InputError for what `tensors` refuses, for anything
@@ -314,6 +350,8 @@ def load_compvis(
     stage = _compvis_first_stage(state, stage_config, path)
     vq, measured = stage.config.bottleneck == "vq", state.get("scale_factor")
     if scale is None:
+        if measured is None and part == "model" and isinstance(expect, str):
+            measured = YAML_SCALES.get(expect)
         if part == "model" and measured is None and not vq:
             raise InputError(f"{path}: scale_factor is missing; give scale, the scale_factor of the model's YAML")
         scale = 1.0 if measured is None else float(measured)
@@ -323,7 +361,9 @@ def load_compvis(
     denoiser = _compvis_denoiser(state, unet_config, ema, path)
     if schedule is None:
         schedule = _compvis_schedule(state, path)
-    conditioner = _compvis_conditioner(state, denoiser.config, labels, path)
+    if condition is None and isinstance(expect, str):
+        condition = _published_condition(expect)
+    conditioner = _compvis_conditioner(state, denoiser.config, stage, condition, labels, path)
     return LatentDiffusion(stage, denoiser, Diffusion(schedule, predicts, distance), conditioner).eval()
 
 
@@ -334,7 +374,7 @@ def save_compvis(
 
     dtype: of the weights. Such a file has no place for the scale of a first stage alone, for names of classes, the
     number of heads and what is predicted: give them to `load_compvis`. InputError for what the original cannot be: a
-    model below 128 channels, a rectified flow, a condition other than labels as context."""
+    model below 128 channels, a rectified flow, several conditions together, labels as a vector."""
     from safetensors.torch import save_file
 
     if isinstance(model, LatentDiffusion):
@@ -406,18 +446,80 @@ def _compvis_denoiser(state: Mapping[str, Tensor], asked: UNetConfig | None, ema
     return model
 
 
+def _published_condition(name: str) -> Any:
+    """What a published model is told, besides classes."""
+    from .presets import PAPER
+
+    words = {"tokenizer": "bert-base-uncased"}  # the training recipe learns byte pairs in their place
+    if name == "txt2img-1p4b":
+        return TextConfig(1280, 32, 8, 64, 77, 30_522, **words)
+    if name == "sd-v1":
+        return PretrainedTextConfig("openai/clip-vit-large-patch14", 768, 77)
+    condition = PAPER[name].condition if name in PAPER else None
+    return replace(condition, **words) if isinstance(condition, TextConfig) else condition
+
+
+ENCODER = "transformer."  # after CONDITIONER: of captions or layouts
+
+
 def _compvis_conditioner(
-    state: Mapping[str, Tensor], unet: UNetConfig, labels: Sequence[str] | None, where: str | Path
+    state: Mapping[str, Tensor],
+    unet: UNetConfig,
+    stage: Autoencoder,
+    condition: Any,
+    labels: Sequence[str] | None,
+    where: str | Path,
 ) -> nn.Module:
+    """The conditioner with its weights. InputError for one that the file's tensors or the UNet's doors are not of."""
     told = _within(state, CONDITIONER)
-    if not told and not unet.context and not unet.concat and not unet.vector:
+    if condition is None and not told and not unet.context and not unet.concat and not unet.vector:
         return Unconditional()
-    if list(told) != ["embedding.weight"] or not unet.context or unet.concat or unet.vector:
+    if (
+        condition is None
+        and list(told) == ["embedding.weight"]
+        and unet.context
+        and not unet.concat
+        and not unet.vector
+    ):
+        return _compvis_labels(told["embedding.weight"], unet, labels, where)
+    if condition is None:
         door = next((d for d in ("context", "concat", "vector") if getattr(unet, d)), "condition")
         what = f"{CONDITIONER}{next(iter(told))}" if told else f"a {door} from outside"
         alone = 'part="denoiser" and part="first_stage" load those parts alone'
-        raise InputError(f"{where}: {what}: there is no conditioner for it here; {alone}")
-    table = told["embedding.weight"]
+        raise InputError(f"{where}: {what}: say in condition, or by the published model's name, what it is; {alone}")
+    if isinstance(condition, (SemanticMapConfig, LowResConfig)):
+        condition = replace(condition, f=stage.f)
+    elif isinstance(condition, InpaintingConfig):
+        condition = replace(condition, f=stage.f, channels=stage.channels)
+    if isinstance(condition, (SemanticMapConfig, BoxesConfig)) and (labels or not condition.names):
+        mapper = told.get("channel_mapper.weight", torch.zeros(1, 1))
+        numbers = mapper.shape[1] if isinstance(condition, SemanticMapConfig) else condition.tokens - 1
+        condition = replace(condition, names=tuple(labels or map(str, range(numbers))))
+    doors = widths(condition)
+    if doors != {door: getattr(unet, door) for door in ("context", "concat", "vector") if getattr(unet, door)}:
+        raise InputError(f"{where}: condition: {type(condition).__name__} needs {doors} of the denoiser, which differs")
+    conditioner = build(condition)
+    if isinstance(conditioner, (Text, Boxes)):
+        inside = _within(told, ENCODER)
+        inside = {name: value for name, value in inside.items() if not name.startswith("to_logits.")}  # of no use
+        fill(conditioner.encoder, inside, "compvis", where)
+    elif isinstance(conditioner, PretrainedText):
+        conditioner = _compvis_pretrained(conditioner, _within(told, ENCODER), where)
+    elif isinstance(conditioner, SemanticMap):
+        if told.keys() != {"channel_mapper.weight"}:
+            raise InputError(f"{where}: {CONDITIONER}channel_mapper.weight alone is needed for a semantic map")
+        weight = conditioner.channel_mapper.weight
+        if told["channel_mapper.weight"].shape != weight.shape:
+            found = tuple(told["channel_mapper.weight"].shape)
+            raise InputError(f"{where}: channel_mapper.weight is {found}; {tuple(weight.shape)} is needed")
+        with torch.no_grad():
+            weight.copy_(told["channel_mapper.weight"])
+    elif told:
+        raise InputError(f"{where}: {CONDITIONER}{next(iter(told))} has no place in {type(condition).__name__}")
+    return conditioner
+
+
+def _compvis_labels(table: Tensor, unet: UNetConfig, labels: Sequence[str] | None, where: str | Path) -> Labels:
     if labels is None:
         if len(table) not in (1000, 1001):
             raise InputError(f"{where}: labels: the embedding has {len(table)} rows; give the names of its classes")
@@ -431,6 +533,31 @@ def _compvis_conditioner(
         conditioner.embedding.weight.zero_()
         conditioner.embedding.weight[: len(table)] = table
     return conditioner
+
+
+def _compvis_pretrained(told: PretrainedText, inside: Mapping[str, Tensor], where: str | Path) -> PretrainedText:
+    """The encoder with the file's weights. Where these are the encoder's own it stays as it is, and is not saved."""
+    own = _clip_out(told.encoder)
+    inside = {name: value for name, value in inside.items() if not name.endswith("position_ids")}  # of older versions
+    missing = [name for name in own if name not in inside]
+    unknown = [name for name in inside if name not in own or own[name].shape != inside[name].shape]
+    if missing or unknown:
+        name = (missing or unknown)[0]
+        raise InputError(f"{where}: {CONDITIONER}{ENCODER}{name} is not of the encoder {told.config.encoder}")
+    if all(torch.allclose(own[name].float(), value.float(), rtol=0, atol=1e-3) for name, value in inside.items()):
+        return told
+    changed = PretrainedText(replace(told.config, trained=True))
+    with torch.no_grad():
+        for name, value in _clip_out(changed.encoder).items():
+            value.copy_(inside[name])
+    return changed
+
+
+def _clip_out(encoder: nn.Module) -> dict[str, Tensor]:
+    """The encoder's own tensors under the names of transformers before 5, which the original's files have."""
+    state, prefix = encoder.state_dict(), "text_model."
+    state = {name: value for name, value in state.items() if not name.endswith("position_ids")}
+    return {name if name.startswith(prefix) else prefix + name: value for name, value in state.items()}
 
 
 def _compvis_schedule(state: Mapping[str, Tensor], where: str | Path) -> VariancePreserving:
@@ -484,16 +611,28 @@ def _compvis_whole(model: LatentDiffusion, dtype: torch.dtype | None, where: str
     schedule, told = model.diffusion.schedule, model.conditioner
     if not isinstance(schedule, VariancePreserving):
         raise InputError(f"{type(schedule).__name__}: the original has no such schedule; ldm-lite's layout keeps it")
-    if not isinstance(told, Unconditional) and not (isinstance(told, Labels) and told.config.door == "context"):
-        door = f" as {told.config.door}" if isinstance(told, Labels) else ""
-        raise InputError(f"{type(told).__name__}{door}: has no names in the original; save denoiser alone (--part)")
     weights = {FIRST_STAGE + k: v for k, v in translated(model.first_stage, "compvis").items()}
     weights |= {DENOISER + k: v for k, v in translated(model.denoiser, "compvis").items()}
-    weights |= {CONDITIONER + k: v for k, v in told.state_dict().items()}
+    weights |= {CONDITIONER + k: v for k, v in _conditioner_out(told).items()}
     for part in (model.first_stage, model.denoiser):
         _check_original_groups(part, where)
     tables = _buffers(schedule) | {"scale_factor": model.first_stage.scale}
     return _outgoing(weights, dtype) | _outgoing(tables, torch.float32)
+
+
+def _conditioner_out(told: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a conditioner in the original's names. InputError for one that it does not have."""
+    if isinstance(told, (Text, Boxes)):
+        encoder = told.encoder
+        words = torch.zeros_like(encoder.token.weight)  # its model of language has a head, of which nothing is used
+        inside = translated(encoder, "compvis") | {"to_logits.weight": words, "to_logits.bias": words[:, 0].clone()}
+        return {ENCODER + name: value for name, value in inside.items()}
+    if isinstance(told, PretrainedText):
+        return {ENCODER + name: value for name, value in _clip_out(told.encoder).items()}
+    if isinstance(told, Together) or (isinstance(told, Labels) and told.config.door != "context"):
+        door = f" as {told.config.door}" if isinstance(told, Labels) else ""
+        raise InputError(f"{type(told).__name__}{door}: has no names in the original; save denoiser alone (--part)")
+    return told.state_dict()
 
 
 class Shapes:
@@ -568,9 +707,9 @@ def _multiples(widths: list[int], width: int, where: str | Path) -> tuple[int, .
 
 def _differing(found: Any, asked: Any, free: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """The fields in which two configs of one class differ, those in `free` aside. The order of factors is none."""
-    asked = dataclasses.replace(asked, attend_at=tuple(sorted(asked.attend_at)))
-    fields = [f.name for f in dataclasses.fields(found) if f.name not in free]
-    pairs = {name: (getattr(found, name), getattr(asked, name)) for name in fields}
+    asked = replace(asked, attend_at=tuple(sorted(asked.attend_at)))
+    names = [f.name for f in fields(found) if f.name not in free]
+    pairs = {name: (getattr(found, name), getattr(asked, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

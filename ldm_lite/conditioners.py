@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .condition import Condition
 from .config import InputError, one_or_more, suggest
 from .layers import TokenEncoder
-from .tokens import BytePairs
+from .tokens import BytePairs, Words
 
 Batch = dict[str, Any]
 
@@ -139,10 +139,11 @@ class TextConfig:
     length: int = 32  # tokens; a longer caption is cut in training and refused in a prompt
     vocabulary: int = 512  # of the byte pairs that are learned from the captions before training; 257 is bytes alone
     merges: tuple[tuple[int, int], ...] = ()  # the byte pairs
+    tokenizer: str = ""  # one of transformers' in place of byte pairs, such as the original's, bert-base-uncased
 
     def __post_init__(self) -> None:
         one_or_more(width=self.width, depth=self.depth, heads=self.heads, length=self.length)
-        if self.vocabulary < 257:
+        if self.vocabulary < 257 and not self.tokenizer:
             raise InputError(f"vocabulary: {self.vocabulary} is less than the 256 bytes and the end")
 
 
@@ -180,15 +181,13 @@ class Text(Captions):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config, self.length, c = config, config.length, config
-        self.tokens = BytePairs(c.merges)
-        size = max(c.vocabulary, self.tokens.size)
+        self.tokens = Words(c.tokenizer) if c.tokenizer else BytePairs(c.merges)
+        size = c.vocabulary if isinstance(self.tokens, Words) else max(c.vocabulary, self.tokens.size)
         self.encoder = TokenEncoder(size, c.length, c.width, c.depth, c.heads, c.head_channels)
 
     def forward(self, batch: Batch) -> Condition:
-        captions = self.need(batch, "caption")
-        rows = [self.tokens.encode(caption)[: self.length] for caption in captions]
-        padded = [row + [self.tokens.end] * (self.length - len(row)) for row in rows]
-        return Condition(context=self.encoder(torch.tensor(padded, device=self.encoder.device)))
+        rows = [self.tokens.row(caption, self.length) for caption in self.need(batch, "caption")]
+        return Condition(context=self.encoder(torch.tensor(rows, device=self.encoder.device)))
 
     def count(self, words: str) -> int:
         return len(self.tokens.encode(words))

@@ -205,7 +205,7 @@ class DiffusionRecipe:
         return replace(recipe, condition=TogetherConfig(named) if len(named) > 1 else named[0])
 
     def _named(self, part: Any, images: Any) -> Any:
-        if isinstance(part, TextConfig) and not part.merges:
+        if isinstance(part, TextConfig) and not part.merges and not part.tokenizer:
             from .tokens import learned
 
             some = (images[row]["caption"] for row in range(min(len(images), CAPTIONS)))

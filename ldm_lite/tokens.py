@@ -9,6 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
+
+from .config import InputError
 
 # a word with the blank before it, a run of other signs, or blanks: pairs never reach across
 WORDS = re.compile(r" ?\w+| ?[^\w\s]+|\s+")
@@ -31,6 +34,11 @@ class BytePairs:
         """The tokens of a text, without an end."""
         return [token for word in WORDS.findall(text.lower()) for token in self.word(word)]
 
+    def row(self, text: str, length: int) -> list[int]:
+        """So many tokens: the text's, cut or filled up with the end."""
+        tokens = self.encode(text)[:length]
+        return tokens + [self.end] * (length - len(tokens))
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text, in lower case, that tokens stand for; a byte that is no text by itself becomes a mark."""
         return b"".join(self.bytes[token] for token in tokens).decode(errors="replace")
@@ -51,6 +59,44 @@ class BytePairs:
                 break
             tokens = merged(tokens, first, 257 + self.rank[first])
         return tuple(tokens)
+
+
+class Words:
+    """A tokenizer of the transformers library in place of byte pairs, from a folder or, once, from the hub.
+
+    The original's text-to-image models read bert-base-uncased's words. It is had when it is first needed."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise InputError(f"tokenizer: {self.name} needs transformers: pip install ldm-lite[text]") from None
+        try:
+            return AutoTokenizer.from_pretrained(self.name)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:90]
+            raise InputError(f"tokenizer: {self.name} cannot be had ({reason}); give a folder of one") from None
+
+    @property
+    def size(self) -> int:
+        return len(self.tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, with what the tokenizer sets at its ends."""
+        return self.tokenizer(text)["input_ids"]
+
+    def row(self, text: str, length: int) -> list[int]:
+        """So many tokens: the text's, cut or filled up, as the original calls the tokenizer."""
+        return self.tokenizer(text, truncation=True, max_length=length, padding="max_length")["input_ids"]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text lies in its bytes: from, to."""
+        offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        return [(len(text[:a].encode()), len(text[:b].encode())) for a, b in offsets]
 
 
 def merged(tokens: Sequence[int], pair: tuple[int, int], token: int) -> list[int]:

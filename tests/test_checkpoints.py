@@ -1110,12 +1110,12 @@ def without(*names: str):
         (
             without("cond_stage_model."),
             {},
-            'a context from outside: there is no conditioner for it here; part="denoiser"',
+            'a context from outside: say in condition, or by the published model.s name, what it is; part="denoiser"',
         ),
         (
             lambda s: s.update({"cond_stage_model.transformer.token_emb.weight": s.pop(EMBEDDING)}),
             {},
-            r"cond_stage_model.transformer.token_emb.weight: there is no conditioner for it here; part=\"denoiser\"",
+            r"cond_stage_model.transformer.token_emb.weight: say in condition, or by .* name, what it is; part=",
         ),
         (without("first_stage_model.encoder.conv_in"), {}, "encoder.conv_in.weight is missing; a first stage, all of"),
         (without("first_stage_model."), {"part": "model"}, "encoder.conv_in.weight is missing; a first stage, all of"),
