@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import shlex
 import shutil
@@ -33,6 +34,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 2 for a mistake in the input, 1 for a failed run, 130 if interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    quiet = os.environ.get("RANK", "0") != "0"  # the first of several processes says what all of them know
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(f"usage: ldm-lite COMMAND …   (ldm-lite COMMAND --help)\n\n{listed(COMMANDS)}")
@@ -47,13 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise suggest(command, COMMANDS, "command")
         return globals()[command](rest) or 0
     except InputError as error:
-        print(f"ldm-lite: {error}", file=sys.stderr)
+        if not getattr(error, "told", False):  # by another process of the same run
+            print(f"ldm-lite: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
-        print(f"ldm-lite: {error}", file=sys.stderr)
+        if not quiet:
+            print(f"ldm-lite: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"\nldm-lite: {error or 'stopped'}", file=sys.stderr)
+        if not quiet:
+            print(f"\nldm-lite: {error or 'stopped'}", file=sys.stderr)
         return 130
 
 
@@ -136,7 +141,7 @@ def replaced(arguments: list[str], short: dict[str, str]) -> list[str]:
 
 
 def train(arguments: list[str]) -> None:
-    from . import runs
+    from . import processes, runs
     from .presets import PRESETS, recipe
 
     names, rest = taken(arguments, "ldm-lite train", f"a preset: {', '.join(PRESETS)}", 1)
@@ -157,14 +162,16 @@ def train(arguments: list[str]) -> None:
     chosen = options(
         type(chosen), chosen, rest, f"ldm-lite train {name}", "Also: --out FOLDER, --restart, --config FILE."
     )
-    emptied(out, restart)
-    if runs.finished(out):
-        runs.claim(out, chosen)
-        print(f"{out} is finished: {out / 'model' / 'card.md'}; --restart trains it anew")
-        return
-    model = runs.train(chosen, out, shlex.join(["ldm-lite", "train", *arguments]))
-    print((model / "card.md").read_text(encoding="utf-8"))
-    print(f"weights: {model}")
+    with processes.joined():
+        processes.alone(emptied, out, restart)
+        if not runs.unfinished(out):
+            processes.alone(runs.claim, out, chosen)
+            said = f"{out} is finished: {out / 'model' / 'card.md'}; --restart trains it anew"
+        else:
+            model = runs.train(chosen, out, shlex.join(["ldm-lite", "train", *arguments]))
+            said = f"{(model / 'card.md').read_text(encoding='utf-8')}\nweights: {model}"
+        if processes.rank() == 0:
+            print(said)
 
 
 def presets_listed() -> str:

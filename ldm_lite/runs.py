@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from . import __version__
+from . import __version__, processes
 from .autoencoder import usage
 from .config import InputError, whole, write
 from .features import SEGMENTS, Features
@@ -75,11 +75,17 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None
     out = Path(out)
     commit()  # asked now: the code may change while the run goes on
     steady_allocator()
-    if isinstance(recipe, AutoencoderRecipe):
-        return train_first_stage(recipe, out, command, judged)
-    if isinstance(recipe, (ReaderRecipe, FinderRecipe)):
-        return train_reader(recipe, out, command)
-    return train_denoiser(recipe, out, command)
+    with processes.joined():
+        if isinstance(recipe, AutoencoderRecipe):
+            return train_first_stage(recipe, out, command, judged)
+        if isinstance(recipe, (ReaderRecipe, FinderRecipe)):
+            return train_reader(recipe, out, command)
+        return train_denoiser(recipe, out, command)
+
+
+def unfinished(out: Path) -> bool:
+    """As rank 0 sees it, before any rank goes on."""
+    return not processes.shared(finished, out)
 
 
 def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int | None = None) -> Path:
@@ -87,18 +93,21 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
     model, images = recipe.build().to(device()), dataset(recipe.data)
     task = AutoencoderTask(model, recipe.train, recipe.loss)
     fit(task, images, recipe.train, out, about(recipe))
-    if not finished(out):
-        torch.manual_seed(mix(recipe.train.seed, task.config.steps))
+    if unfinished(out):
+        torch.manual_seed(mix(recipe.train.seed, task.config.steps) + processes.rank())
         with task.descent.averaged(), torch.no_grad(), task.descent.autocast():
             # spread over the dataset: neighbours in a folder may be alike
             rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().tolist()
-            model.measure_scale(batch["image"].to(device()) for batch in batches(images, rows))
-        task.save(out / "model")
-        held_out = dataset(recipe.data, "validation")
-        numbers = first_stage_metrics(
-            load_first_stage(out).to(device()), held_out, recipe.data, out, judged or RECONSTRUCTED
-        )
-        card(out, model, recipe, task.config, command, numbers)
+            own = rows[processes.rank() :: processes.count()]
+            model.measure_scale(batch["image"].to(device()) for batch in batches(images, own))
+
+        def judge() -> None:
+            task.save(out / "model")
+            held_out, stage = dataset(recipe.data, "validation"), load_first_stage(out).to(device())
+            numbers = first_stage_metrics(stage, held_out, recipe.data, out, judged or RECONSTRUCTED)
+            card(out, model, recipe, task.config, command, numbers)
+
+        processes.alone(judge)
     return out / "model"
 
 
@@ -108,17 +117,22 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
-    if recipe.cache and not finished(out):
+    if recipe.cache and unfinished(out):
         from .data import cache_latents
 
-        claim(out, recipe)
-        images = cache_latents(stage, images, out / "latents", also=model.conditioner.encodes)
+        processes.alone(claim, out, recipe)
+        every, also, quiet = images, model.conditioner.encodes, processes.rank() > 0
+        images = processes.first(lambda: cache_latents(stage, every, out / "latents", also=also, progress=not quiet))
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     fit(task, images, recipe.train, out, about(recipe))
-    if not finished(out):
+
+    def judge() -> None:
         held_out = recipe.images("validation")
         numbers = denoiser_metrics(LatentDiffusion.load(out).to(device()), held_out, named, out)
         card(out, model, recipe, task.config, command, numbers)
+
+    if unfinished(out):
+        processes.alone(judge)
     return out / "model"
 
 
@@ -131,9 +145,13 @@ def train_reader(recipe: ReaderRecipe | FinderRecipe, out: Path, command: str = 
     model, size = recipe.build().to(device()), recipe.data.size
     task = learns(model, recipe.train)
     fit(task, asks("train", size, count=recipe.data.count), recipe.train, out, about(recipe))
-    if not finished(out):
+
+    def judge() -> None:
         numbers = judges(restored(out).to(device()), asks("validation", size))
         card(out, model, recipe, task.config, command, numbers)
+
+    if unfinished(out):
+        processes.alone(judge)
     return out / "model"
 
 
@@ -143,12 +161,13 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     preset = PRESETS.get(name)
     if isinstance(preset, AutoencoderRecipe):
         beside = out.parent / name
-        if not finished(beside):
+        if unfinished(beside):
             # settings that do not fit are said before the work, not after
             fitting = recipe.named(recipe.images()) if recipe.classes or recipe.condition else recipe
             with torch.device("meta"):
                 fitting.build()
-            print(f"{name} comes first: training it in {beside}", flush=True)
+            if processes.rank() == 0:
+                print(f"{name} comes first: training it in {beside}", flush=True)
             command = ["ldm-lite", "train", name]
             if recipe.data.path != preset.data.path:
                 command += ["--data", recipe.data.path]
@@ -545,13 +564,14 @@ MEANING = {
 def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str, numbers: dict[str, Any]) -> None:
     """Writes model/metrics.json, then model/card.md: what these weights are, where from, and how good."""
     place = next(model.parameters()).device
-    spent = seconds(out)
+    spent, world = seconds(out), processes.count()
+    on = machine(place) if world == 1 else f"{world} processes, each on {machine(place)}"
     facts = {
         "command": f"`{command}`" if command else "(from Python)",
         "version": f"ldm_lite {__version__}, {commit()}",
         "data": f"{recipe.data.path} at {recipe.data.size} px"
         + (f", the first {recipe.data.count}" if recipe.data.count else ""),
-        "training": f"{config.steps} steps of {config.batch} images in {spent:.0f} s on {machine(place)}",
+        "training": f"{config.steps} steps of {config.batch * world} images in {spent:.0f} s on {on}",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "licence": "MIT, like the code",
     }

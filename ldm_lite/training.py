@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from . import processes
 from .autoencoder import Code
 from .config import InputError, one_or_more, read, to_dict, whole, write
 from .latent import LatentDiffusion, mix, moved, store
@@ -37,7 +38,7 @@ class TrainConfig:
     steps: int = 10_000
     minutes: float | None = None  # a time budget instead: the rate is measured once, then the number of steps is fixed
     batch: int = 32  # images a step, on each rank
-    accumulate: int = 1  # parts a batch is split into, to save memory
+    accumulate: int = 1  # parts a rank's batch is split into, to save memory
     lr: float = 1e-4
     decay: Literal["constant", "cosine"] = "constant"
     warmup: int = 100  # steps
@@ -155,10 +156,12 @@ def autocast(place: torch.device, dtype: torch.dtype) -> Any:
 
 
 class Descent:
-    """One optimiser over a module: mixed precision, accumulation, clipping, learning rate and EMA."""
+    """One optimiser over a module: mixed precision, accumulation, clipping, learning rate and EMA.
+
+    replica: what a loss calls in place of the module, so that in several processes gradients are means over all."""
 
     def __init__(self, module: nn.Module, config: TrainConfig):
-        self.module, self.config = module, config
+        self.module, self.config, self.replica = module, config, replica(module)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.place = self.parameters[0].device
         self.dtype = precision(config.precision, self.place)
@@ -172,15 +175,22 @@ class Descent:
         return autocast(self.place, self.dtype)
 
     def step(self, batch: Mapping[str, Any], rate: float, loss: Any) -> dict[str, float]:
-        """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at this rate."""
+        """Descends loss(part) -> (scalar, {name: scalar}), a mean over equal parts of the batch, at this rate.
+
+        Each part draws from a seed of its own, the next after the one before: ranks that share the parts draw what one
+        process with all of them would."""
         self.module.train()
+        seed = torch.initial_seed()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         totals: dict[str, Tensor] = {}
-        for part in parts(batch, self.config.accumulate):
-            with self.autocast():
-                value, named = loss(part)
-            self.scaler.scale(value / self.config.accumulate).backward()
+        for i, part in enumerate(parts(batch, self.config.accumulate)):
+            if i:
+                torch.manual_seed(seed + i)
+            with self.alone(i + 1 < self.config.accumulate):
+                with self.autocast():
+                    value, named = loss(part)
+                self.scaler.scale(value / self.config.accumulate).backward()
             for name, number in named.items():
                 totals[name] = totals.get(name, 0) + number.detach() / self.config.accumulate
         self.scaler.unscale_(self.optimizer)
@@ -193,6 +203,10 @@ class Descent:
         if self.ema:
             self.ema.update()
         return {name: float(number) for name, number in totals.items()} | {"grad": float(grad), "lr": rate}
+
+    def alone(self, more: bool) -> Any:
+        """Context of a part after which more follow: only the last one's gradients are sent, with those before."""
+        return self.replica.no_sync() if more and self.replica is not self.module else nullcontext()
 
     def averaged(self) -> Any:
         """Context in which the module has its averaged weights and is in eval mode."""
@@ -248,12 +262,12 @@ class DiffusionTask:
         return self.descent.step(batch, learning_rate(step, self.config), self.loss)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.model(batch, self.dropout).mean()
+        loss = self.descent.replica(batch, self.dropout).mean()
         return loss, {"loss": loss}
 
     def picture(self, batch: Mapping[str, Any]) -> Tensor:
         """Sixteen samples under the batch's conditions, drawn with the averaged weights."""
-        some = {k: v[:16] for k, v in batch.items() if isinstance(v, Tensor)}
+        some = {k: v[:16] for k, v in batch.items()}  # captions and layouts are lists
         z = some.get("z")
         size = tuple(s * self.model.first_stage.f for s in z.shape[2:]) if z is not None else some["image"].shape[2:]
         with self.descent.averaged(), self.descent.autocast():
@@ -275,13 +289,11 @@ class AutoencoderTask:
         self.descent = Descent(model, config)
         loss = loss or LossConfig()
         self.objective = Objective(loss).to(self.descent.place)
-        self.replica = replica(model)
         self.seen: list[tuple[Tensor, Code]] = []  # reconstruction and code of each part of this step's batch
         codes = model.config.codes if loss.restart and model.config.bottleneck == "vq" else 0
         self.now, self.idle = 0, torch.zeros(codes, dtype=torch.long)  # idle: steps since a code was chosen
         if self.objective.critic is not None:
             self.critic = Descent(self.objective.critic, replace(config, ema=0.0))
-            self.critic_replica = replica(self.objective.critic)
 
     def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
         self.now, self.seen, rate = step, [], learning_rate(step, self.config)
@@ -297,19 +309,19 @@ class AutoencoderTask:
         return numbers
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        reconstruction, code = self.replica(batch["image"])
+        reconstruction, code = self.descent.replica(batch["image"])
         self.seen.append((reconstruction.detach(), code))
         last_layer, scale = self.model.decoder.conv_out.weight, self.descent.scaler.get_scale()
         return self.objective(batch["image"], reconstruction, code, last_layer, self.now, scale)
 
     def critic_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective.judged(self.critic_replica, batch["image"], batch["reconstruction"])
+        return self.objective.judged(self.critic.replica, batch["image"], batch["reconstruction"])
 
     def restart(self) -> None:
         """Moves the codes that no latent has chosen for a while to where latents are, and their averages with them."""
         index = torch.cat([code.index.flatten() for _, code in self.seen])
         used = torch.bincount(index, minlength=len(self.idle))
-        if distributed():
+        if processes.distributed():
             torch.distributed.all_reduce(used)
         self.idle = torch.where(used.cpu() > 0, 0, self.idle + 1)
         dead = (self.idle >= self.objective.config.restart).nonzero().flatten()
@@ -342,13 +354,9 @@ class AutoencoderTask:
             store(model, folder)
 
 
-def distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def replica(module: nn.Module) -> nn.Module:
     """The module itself or, in one of several processes, wrapped so that gradients are means over all of them."""
-    if not distributed():
+    if not processes.distributed():
         return module
     # the critic's BatchNorm keeps running statistics, which nobody reads: they need not be equal
     return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
@@ -368,7 +376,7 @@ class ReaderTask:
         return self.descent.step(batch, learning_rate(step, self.config), self.loss)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        said = self.model(worn(batch["image"]))
+        said = self.descent.replica(worn(batch["image"]))
         label = F.cross_entropy(said.label.float(), batch["label"])
         counts = F.cross_entropy(said.counts.float().flatten(0, 1), batch["counts"].flatten())
         segmentation = F.cross_entropy(said.segmentation.float(), batch["segmentation"].long())
@@ -387,7 +395,7 @@ class FinderTask(ReaderTask):
     cross-entropy; all by object. Half of the pictures are worn, as the reader's."""
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        said = self.model(worn(batch["image"]))
+        said = self.descent.replica(worn(batch["image"]))
         b, kinds, h, w = said.heat.shape
         boxes, there = batch["boxes"].float(), batch["kinds"] >= 0
         middle, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
@@ -514,26 +522,24 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
 
     Stopped after Ctrl-C or SIGTERM, with the checkpoint saved unless the rate of a run given minutes is not yet known;
     InputError when `out` holds another run, FloatingPointError when the loss or the gradient is not finite."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("WORLD_SIZE: fit trains in one process; start it without torchrun")
-    out = Path(out)
+    out, rank, world = Path(out), processes.rank(), processes.count()
     config, step = resumed(task, config, out, about or {})
     if config.minutes is not None:
         config = replace(config, steps=max(config.steps, CALIBRATION))
     task.config = config
     if step >= config.steps:
         if not (out / "model" / "config.json").exists():  # killed between the last checkpoint and this
-            task.save(out / "model")
+            processes.alone(task.save, out / "model")
         return step
     place = next(iter(task.model.parameters())).device
-    log, began = Log(out, step, config), time.monotonic()
+    log, began = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic()
     stop = Interrupt()
     with stop, log:
-        source = batches(data, step, config)
+        source = batches(data, step, config, rank, world)
         while step < config.steps:
-            torch.manual_seed(mix(config.seed, step, 0))  # 0: the rank, of one
+            torch.manual_seed(mix(config.seed, step, 0) + rank * config.accumulate)  # a seed for each part of each rank
             batch = moved(next(source), place)
-            numbers = task.step(batch, step)
+            numbers, asked = processes.gathered(task.step(batch, step), stop.asked)
             for name in ("loss", "grad"):
                 if not math.isfinite(numbers.get(name, 0.0)):
                     saved = out / "checkpoint.pt"
@@ -548,31 +554,38 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
                 began, since = time.monotonic(), step
             if config.minutes is not None and step == CALIBRATION:
                 rate = (time.monotonic() - began) / (step - since)
-                task.config = config = replace(config, steps=max(step, int(config.minutes * 60 / rate)), minutes=None)
+                steps = processes.shared(int, config.minutes * 60 / rate)  # one number for all ranks
+                task.config = config = replace(config, steps=max(step, steps), minutes=None)
                 log.total(config.steps)
-                save(out / "checkpoint.pt", task, step, config)
-                source = batches(data, step, config)
-            if config.sample_every and step % config.sample_every == 0:
+                processes.alone(save, out / "checkpoint.pt", task, step, config)
+                source = batches(data, step, config, rank, world)
+            if config.minutes is None and (step % config.save_every == 0 or asked or step == config.steps):
+                processes.alone(save, out / "checkpoint.pt", task, step, config)
+            if config.sample_every and step % config.sample_every == 0 and rank == 0:
                 picture(task, batch, out / "samples" / f"{step:07d}.png")
-            if config.minutes is None and (step % config.save_every == 0 or stop.asked or step == config.steps):
-                save(out / "checkpoint.pt", task, step, config)
-            if stop.asked and step < config.steps:
+            if asked and step < config.steps:
                 if config.minutes is not None:
                     raise Stopped(f"stopped at step {step}, before the rate was known; the same command starts again")
                 raise Stopped(f"stopped at step {step} of {config.steps}; the same command goes on from there")
-    task.save(out / "model")
+    processes.alone(task.save, out / "model")
     return step
 
 
 def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]) -> tuple[TrainConfig, int]:
     """Claims `out` for this run, or loads what it holds of it: the config (its steps fixed) and the next step."""
-    claimed(out, config, about)
+    processes.agreed({"about": to_dict(about), "train": to_dict(config)}, "settings")
     saved = out / "checkpoint.pt"
-    for left in out.glob(f".{saved.name}.*.tmp"):  # by a run that was killed while it saved
-        left.unlink()
-    if not saved.exists():
+
+    def look() -> bool:
+        claimed(out, config, about)
+        for left in out.glob(f".{saved.name}.*.tmp"):  # by a run that was killed while it saved
+            left.unlink()
+        return saved.exists()
+
+    if not processes.shared(look):
         return config, 0
-    state = load_checkpoint(saved)
+    state = load_checkpoint(saved)  # of all ranks: the folder is one that all nodes see
+    processes.agreed(state["step"], f"{saved}: the step")
     try:
         task.load_state_dict(state["task"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -582,15 +595,24 @@ def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]
 
 
 def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
-    """Writes out/run.json, what this run is. InputError when `out` holds another run, or anything else."""
+    """Writes out/run.json, what this run is. InputError when `out` holds another run, or anything else.
+
+    Batch and parts of it are those of all ranks together: other numbers of processes, with as many images and parts a
+    step between them, are the same run."""
+    world = processes.count()
     this = {"about": to_dict(about), "train": to_dict(config)}
+    this["train"] |= {"batch": world * config.batch, "accumulate": world * config.accumulate}
     mark = out / "run.json"
     if mark.exists():
         there = read(mark)
         if there != this:
             changed = sorted(differences(there, this))
+            hint, before = "", there["train"].get("batch")
+            if "train.batch" in changed and before and before % world == 0:
+                hint = f"; with {world} processes, --train.batch {before // world} goes on with it" if world > 1 else ""
+                hint = hint or f" (it learned from {before} images a step)"
             raise InputError(
-                f"{out}: holds another run ({', '.join(changed)} differ); choose another --out or --restart"
+                f"{out}: holds another run ({', '.join(changed)} differ{hint}); choose another --out or --restart"
             )
     elif out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
@@ -674,6 +696,22 @@ class Interrupt:
     def __exit__(self, *error: Any) -> None:
         for name, handler in self.before.items():
             signal.signal(name, handler)
+
+
+class Quiet:
+    """The log of a rank that is not the first: none."""
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def total(self, steps: int) -> None:
+        pass
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        pass
 
 
 class Log:

@@ -124,7 +124,9 @@ def test_a_folder_of_photographs_with_notes_trains_every_generic_task(here, caps
     small = ["--data", "mine", "--data.size", "16", "--steps", "2", "--train.workers", "0", "--train.batch", "4"]
     small += ["--model.width", "8"]
     assert cli.main(["train", "autoencoder", *small]) == 0
-    assert cli.main(["train", f"ldm-{task}", *small, "--model.head_channels", "8"]) == 0
+    small += ["--model.head_channels", "8", "--train.sample_every", "1"]
+    assert cli.main(["train", f"ldm-{task}", *small]) == 0
+    assert len(list((here / f"runs/ldm-{task}/samples").iterdir())) == 2
     model = LatentDiffusion.load(f"runs/ldm-{task}")
     names = {"layout": ("cat", "dog"), "map": ("void", "sky", "sea")}
     assert getattr(model.conditioner, "names", None) == names.get(task)

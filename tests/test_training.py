@@ -479,13 +479,6 @@ def test_sample_grids_are_drawn_without_disturbing_the_run(kind, uninterrupted, 
     assert contents(tmp_path / "model") == contents(uninterrupted[kind] / "model")
 
 
-def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="WORLD_SIZE"):
-        fit(task("autoencoder"), Pictures(), TRAIN, tmp_path)
-    assert not contents(tmp_path)
-
-
 # A budget in minutes ------------------------------------------------------------------------------------------------
 
 

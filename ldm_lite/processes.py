@@ -1,0 +1,110 @@
+"""Several processes that train one model: torchrun starts one a GPU, and gradients are means over all of them.
+
+    torchrun --nproc-per-node 8 -m ldm_lite train PRESET
+
+Alone, there is one process, and all of this does nothing. Every rank runs the same code and takes part in every
+`agreed`, `shared`, `first` and `gathered`; files are written by rank 0, and all nodes see one folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+
+from .config import InputError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)  # for rank 0 to encode a dataset; that a process has died torchrun says at once
+
+
+def distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rank() -> int:
+    return torch.distributed.get_rank() if distributed() else 0
+
+
+def count() -> int:
+    return torch.distributed.get_world_size() if distributed() else 1
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """The processes that torchrun started, as one group inside. InputError where they do not find each other."""
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or distributed():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local >= there:
+            raise InputError(f"nproc-per-node: {local + 1} processes or more, and {there} GPUs; start one for each GPU")
+        torch.cuda.set_device(local)
+    try:
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"WORLD_SIZE: the processes cannot be joined ({reason}); start them with torchrun") from None
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def shared(work: Callable[..., T], *arguments: Any) -> T:
+    """What work(*arguments) returns on rank 0, on every rank; what it raises there is raised on every rank.
+
+    The value has to be small: it is pickled and sent."""
+    if not distributed():
+        return work(*arguments)
+    sent: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            sent[0] = work(*arguments)
+        except Exception as error:
+            sent[1] = error
+    torch.distributed.broadcast_object_list(sent, src=0)
+    if sent[1] is not None:
+        sent[1].told = rank() > 0  # rank 0 says it
+        raise sent[1]
+    return sent[0]
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> None:
+    """work(*arguments) on rank 0, while the others wait; what it raises is raised on every rank."""
+    shared(lambda: work(*arguments) and None)
+
+
+def first(work: Callable[[], T]) -> T:
+    """work() on every rank, after it is done on rank 0: what that leaves in files the others find."""
+    held: list[T] = []
+    alone(lambda: held.append(work()))
+    return held[0] if held else work()
+
+
+def agreed(value: Any, what: str) -> None:
+    """InputError, on every rank, where they do not all have the same value."""
+    if not distributed():
+        return
+    values: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(values, value)
+    others = [str(k) for k, other in enumerate(values) if other != values[0]]
+    if others:
+        error = InputError(f"{what}: rank {', '.join(others)} and rank 0 differ; start all with the same command")
+        error.told = rank() > 0  # type: ignore[attr-defined]
+        raise error
+
+
+def gathered(numbers: Mapping[str, float], asked: bool) -> tuple[dict[str, float], bool]:
+    """(means over all ranks, whether any of them asks): what a step ends with, in one message."""
+    if not distributed():
+        return dict(numbers), asked
+    both = torch.tensor([*numbers.values(), float(asked)], dtype=torch.float64)
+    torch.distributed.all_reduce(both)
+    *sums, asking = both.tolist()
+    return {name: value / count() for name, value in zip(numbers, sums, strict=True)}, asking > 0
