@@ -42,7 +42,7 @@ CAPTIONS = 2000  # of a dataset, from which the byte pairs of a text encoder are
 class DataConfig:
     """Which images."""
 
-    path: str = "scenes"  # the built-in scenes, a folder of images, Parquet file(s), a hub id as hub:owner/name
+    path: str = "scenes"  # the built-in scenes, a folder of images or LSUN's lmdb, Parquet, a hub id as hub:owner/name
     size: int = 64  # pixels
     count: int | None = None  # only the first so many
     crop: Literal["center", "random"] = "center"
@@ -65,14 +65,20 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     if config.path == "photographs" and not Path(config.path).exists():
         raise InputError("data.path: whose photographs? give a folder with --data PATH")
     settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
-    if config.path.startswith("hub:"):
+    if (Path(config.path) / data.lsun.FILE).is_file():  # LSUN's, of which the other split may lie beside it
+        other = Path(config.path.replace("_train_lmdb", "_val_lmdb"))
+        if str(other) != config.path and (other / data.lsun.FILE).is_file():
+            root = config.path if split == "train" else other
+            return data.LSUN(root, **settings, count=config.count if split == "train" else None)
+        images = data.LSUN(config.path, **settings)
+    elif config.path.startswith("hub:"):
         images = data.HubImages(config.path.removeprefix("hub:"), split=split, **settings)
-        rows = range(len(images))
+        return Part(images, range(len(images))[: config.count if split == "train" else None])
     else:
         tables = config.path.endswith(".parquet") or any(Path(config.path).glob("*.parquet"))
         images = (data.HubImages if tables else data.ImageFolder)(config.path, **settings)
-        kept = [row for row in range(len(images)) if (row % 20 == 19) == (split != "train")]
-        rows = kept or range(len(images))  # too few to keep any
+    kept = [row for row in range(len(images)) if (row % 20 == 19) == (split != "train")]
+    rows = kept or range(len(images))  # too few to keep any
     return Part(images, list(rows)[: config.count if split == "train" else None])
 
 

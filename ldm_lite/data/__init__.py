@@ -3,7 +3,8 @@
 from .cache import Latents, cache_latents
 from .folder import ImageFolder
 from .hub import HubImages
+from .lsun import LSUN
 from .scenes import Scenes
 from .tasks import with_low_res, with_mask
 
-__all__ = ["HubImages", "ImageFolder", "Latents", "Scenes", "cache_latents", "with_low_res", "with_mask"]
+__all__ = ["LSUN", "HubImages", "ImageFolder", "Latents", "Scenes", "cache_latents", "with_low_res", "with_mask"]

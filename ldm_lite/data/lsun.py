@@ -1,0 +1,148 @@
+"""LSUN as it is published: one lmdb a category and split, whose values are WebP pictures with a short side of 256.
+
+The file is opened when it is first needed, in each process for itself: a dataset can be sent to workers of any kind
+(spawn and forkserver too), and a training on 3 million bedrooms holds none of them in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import InputError, whole
+from .folder import Crop, Pictures, Source, Unreadable, header
+
+FILE = "data.mdb"
+WHERE = "http://dl.yf.io/lsun/scenes/"
+
+
+class LSUN(Pictures):
+    """{"image": (3, size, size) in [-1, 1]} of an official lmdb, such as church_outdoor_train_lmdb, in its own order.
+
+    root: its folder. The keys are listed once, which reads the whole index (a minute for 3 million from a disk), and
+    kept in cache, by default beside it as ….keys where that can be written. count: only the first so many.
+    crop, flip, strict, seed, `skipped`: as ImageFolder; the published models' are the centre, and half of the items
+    mirrored (flip) for churches. A picture that is too small or broken is met when it is asked for, not at once: the
+    headers of millions of pictures are not read beforehand.
+
+    InputError: no such file, none of LSUN's, a truncated one, and without the package lmdb."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        size: int = 256,
+        crop: Crop = "center",
+        flip: bool = False,
+        strict: bool = False,
+        seed: int = 0,
+        count: int | None = None,
+        cache: str | Path | None = None,
+    ):
+        super().__init__(size, crop, flip, strict, seed, count)
+        self.root = Path(root)
+        if not (self.root / FILE).is_file():
+            hint = f"unzip it from {WHERE}{self.root.name.removesuffix('_lmdb')}_lmdb.zip"
+            raise InputError(f"{root}: holds no {FILE}; {hint}")
+        self.keys = self._listed(Path(cache) if cache else self.root.with_name(f"{self.root.name}.keys"))
+        self.rows = range(len(self.keys))[:count]  # type: ignore[assignment]
+        self.broken = torch.zeros(len(self.keys), dtype=torch.bool).share_memory_()
+
+    def __repr__(self) -> str:
+        return f"LSUN({str(self.root)!r}, {self.settings}, {len(self)} images)"
+
+    @property
+    def identity(self) -> str:
+        """Changes when an item may."""
+        stat = (self.root / FILE).stat()
+        return f"LSUN({self.settings}, {self.root.name}, {stat.st_size} {stat.st_mtime_ns})"
+
+    def where(self, i: int) -> str:
+        return f"{self.root}, picture {i}"
+
+    def fetch(self, i: int, random: float) -> tuple[Source, dict[str, Any]]:
+        lmdb = package(self.root)
+        try:
+            with opened(self.root).begin() as transaction:
+                value = transaction.get(bytes(self.keys[i]))
+        except lmdb.Error as error:
+            raise InputError(f"{self.root / FILE}: cannot be read ({error}); fetch it again") from None
+        if value is None:
+            raise InputError(f"{self.where(i)}: its key is gone; the file has changed since the keys were listed")
+        return io.BytesIO(value), {}
+
+    def square(self, source: Source, place: float, mirror: float) -> torch.Tensor:
+        found = header(source)
+        if isinstance(found, Unreadable):
+            raise found
+        if min(found) < self.size:
+            raise InputError(f"{self.root}: a picture of {found[0]} x {found[1]} is smaller than size = {self.size}")
+        return super().square(source, place, mirror)
+
+    def _listed(self, cache: Path) -> np.ndarray:
+        """(n,) the keys, as bytes. From the cache, if it is of this file."""
+        stat = (self.root / FILE).stat()
+        mark = f"{stat.st_size} {stat.st_mtime_ns}"
+        try:
+            with np.load(cache, allow_pickle=False) as held:
+                if str(held["mark"]) == mark:
+                    return held["keys"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none, or not ours: it is made anew
+            pass
+        keys = np.array(listed(self.root))
+        if not len(keys):
+            raise InputError(f"{self.root / FILE}: has no pictures")
+        # in a folder that is only read they are listed again next time
+        with contextlib.suppress(OSError, InputError), whole(cache) as temporary, open(temporary, "wb") as file:
+            np.savez(file, mark=np.array(mark), keys=keys)
+        return keys
+
+
+def package(root: Path) -> Any:
+    try:
+        import lmdb
+    except ImportError:
+        raise InputError(f"{root}: the package lmdb is needed; install it with: pip install ldm-lite[lsun]") from None
+    return lmdb
+
+
+OPEN: dict[Path, Any] = {}  # in this process: lmdb opens a file once in each
+
+
+def closed() -> None:
+    """Closes all files; they are opened again when they are asked for."""
+    while OPEN:
+        OPEN.popitem()[1].close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=closed)  # an open file may not cross a fork
+
+
+def opened(root: Path) -> Any:
+    """The file, read only. InputError when it is none, or only a part of one."""
+    root = root.resolve()
+    if root not in OPEN:
+        lmdb = package(root)
+        try:
+            found = lmdb.open(str(root), readonly=True, lock=False, readahead=False, meminit=False)
+        except lmdb.Error as error:
+            raise InputError(f"{root / FILE}: truncated, or no lmdb ({error}); fetch it again") from None
+        size, page = (root / FILE).stat().st_size, found.stat()["psize"]
+        needed = (found.info()["last_pgno"] + 1) * page
+        if needed > size:  # to read beyond its end would end the process
+            found.close()
+            raise InputError(f"{root / FILE}: truncated: {size} bytes of {needed}; fetch it again")
+        OPEN[root] = found
+    return OPEN[root]
+
+
+def listed(root: Path) -> list[bytes]:
+    """All keys, in the file's order."""
+    with opened(root).begin() as transaction, transaction.cursor() as cursor:
+        return list(cursor.iternext(keys=True, values=False))
