@@ -125,7 +125,7 @@ def test_conda_users_get_the_core_and_the_notebooks_extra():
 # A module may import from the floors below its own, the design's arrows; what is not listed is the top.
 FLOORS = [
     {"config"},
-    {"condition", "diffusion", "layers", "folders", "tokens"},
+    {"condition", "diffusion", "layers", "folders", "tokens", "processes"},
     {"features"},
     {"samplers", "unet", "dit", "autoencoder", "conditioners", "attention", "windows"},
     {"latent", "losses"},
