@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(f"usage: ldm-lite COMMAND …   (ldm-lite COMMAND --help)\n\n{listed(COMMANDS)}")
             return 0
-        command, rest = arguments[0], arguments[1:]
+        command, rest = arguments[0], [argument for argument in arguments[1:] if argument != "--yes"]
+        if len(rest) < len(arguments) - 1:  # the terms of a dataset of the hub are agreed to
+            os.environ["LDM_LITE_YES"] = "1"
         if command == "--version":
             from . import __version__
 

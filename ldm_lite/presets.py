@@ -42,7 +42,9 @@ CAPTIONS = 2000  # of a dataset, from which the byte pairs of a text encoder are
 class DataConfig:
     """Which images."""
 
-    path: str = "scenes"  # the built-in scenes, a folder of images or LSUN's lmdb, Parquet, a hub id as hub:owner/name
+    # the built-in scenes; a folder of images or LSUN's lmdb; Parquet; celebahq, lsun-churches, lsun-bedrooms; another
+    # dataset of the hub as hub:owner/name
+    path: str = "scenes"
     size: int = 64  # pixels
     count: int | None = None  # only the first so many
     crop: Literal["center", "random"] = "center"
@@ -73,6 +75,9 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
         images = data.LSUN(config.path, **settings)
     elif config.path.startswith("hub:"):
         images = data.HubImages(config.path.removeprefix("hub:"), split=split, **settings)
+        return Part(images, range(len(images))[: config.count if split == "train" else None])
+    elif config.path in data.KNOWN and not Path(config.path).exists():
+        images = data.known(config.path, split, **settings)
         return Part(images, range(len(images))[: config.count if split == "train" else None])
     else:
         tables = config.path.endswith(".parquet") or any(Path(config.path).glob("*.parquet"))
@@ -358,21 +363,22 @@ UNETS: dict[str, UNetConfig] = {
 # The paper's models whose conditions are there (its tables 12, 13 and 15) ---------------------------------------------
 
 
-def _unconditional(name: str, batch: int, lr: float, steps: int) -> DiffusionRecipe:
+def _unconditional(name: str, batch: int, lr: float, steps: int, **data: Any) -> DiffusionRecipe:
     train = TrainConfig(steps=steps, batch=batch, lr=lr, warmup=0)
-    return DiffusionRecipe("vq-f4", UNETS[name], data=DataConfig("photographs", 256), train=train)
+    data = {"path": "photographs", "size": 256} | data
+    return DiffusionRecipe("vq-f4", UNETS[name], data=DataConfig(**data), train=train)
 
 
 PAPER: dict[str, DiffusionRecipe] = {
-    "celebahq-ldm4": _unconditional("celebahq-ldm4", 48, 9.6e-5, 410_000),
+    "celebahq-ldm4": _unconditional("celebahq-ldm4", 48, 9.6e-5, 410_000, path="celebahq"),
     "ffhq-ldm4": _unconditional("ffhq-ldm4", 42, 8.4e-5, 635_000),
-    "lsun-bedrooms-ldm4": _unconditional("lsun-bedrooms-ldm4", 48, 9.6e-5, 1_900_000),
+    "lsun-bedrooms-ldm4": _unconditional("lsun-bedrooms-ldm4", 48, 9.6e-5, 1_900_000, path="lsun-bedrooms", flip=True),
     "lsun-churches-ldm8": DiffusionRecipe(
         "kl-f8",
         UNETS["lsun-churches-ldm8"],
         VariancePreserving(end=0.0155),
         distance="l1",
-        data=DataConfig("photographs", 256, flip=True),
+        data=DataConfig("lsun-churches", 256, flip=True),
         train=TrainConfig(steps=500_000, batch=96, lr=5e-5, warmup=10_000),
     ),
     # ImageNet: a folder for each class, whose name is the label. The first was trained without a null class; how often

@@ -32,11 +32,7 @@ class HubImages(Pictures):
     crops and flips than epoch 0's), or `take(count)`: the first rows, kept encoded in memory, which `fit` and
     `cache_latents` accept.
 
-    Ids worth knowing, with their terms (read the card before use; tags of mirrors are not the owners'):
-    "mattymchen/celeba-hq", "korexyz/celeba-hq-256x256" (CelebA-HQ, 28,000 + 2,000: non-commercial research only, no
-    picture may be redistributed, not even in a notebook's output); "Ryan-sjtu/celebahq-caption" (the same with text);
-    "tglcourse/lsun_church_train" (LSUN churches, 119,915 + 6,312; its labels mean nothing), "pcuenq/lsun-bedrooms" (a
-    fifth of the bedrooms, 287,968 + 15,157): LSUN states no licence. Datasets that are scripts no longer load."""
+    Datasets worth knowing, with their terms: data.KNOWN. Datasets that are scripts no longer load."""
 
     def __init__(
         self,

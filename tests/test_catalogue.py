@@ -1,0 +1,133 @@
+"""Datasets by name: their terms are agreed to first, and what comes is what is known of them."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+datasets = pytest.importorskip("datasets", reason="needs the package datasets")
+
+from ldm_lite import cli  # noqa: E402
+from ldm_lite.config import InputError  # noqa: E402
+from ldm_lite.data import KNOWN, HubImages, known  # noqa: E402
+from ldm_lite.data.catalogue import Known, terms  # noqa: E402
+from ldm_lite.presets import PAPER, DataConfig, dataset  # noqa: E402
+
+
+def parquet(folder, split: str, n: int, first: int = 0) -> None:
+    """As on the hub: a shard of pictures in the column image, with a label that means nothing."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(first, first + n):
+        held = io.BytesIO()
+        Image.fromarray(np.full((21, 23, 3), 10 * i, np.uint8)).save(held, "jpeg")
+        rows.append({"bytes": held.getvalue(), "path": f"{i}.jpg"})
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"image": rows, "label": [0] * n}, features=kinds)
+    table.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+
+
+@pytest.fixture
+def faces(tmp_path, monkeypatch):
+    """A stand-in for the dataset celebahq, in the layout of its id on the hub; no cache of this user, no terminal."""
+    parquet(tmp_path / "hub", "train", 11)
+    parquet(tmp_path / "hub", "validation", 3, 11)
+    about = replace(KNOWN["celebahq"], ids=(str(tmp_path / "hub"),), rows={"train": 11, "validation": 3})
+    monkeypatch.setitem(KNOWN, "celebahq", about)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LDM_LITE_YES", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    return tmp_path
+
+
+def test_nothing_is_fetched_before_its_terms_are_agreed_to(faces, monkeypatch):
+    monkeypatch.setattr("ldm_lite.data.catalogue.HubImages", lambda *a, **k: pytest.fail("fetched"))
+    says = r"^celebahq: 14 pictures, 2.8 GB, from .*hub on the hub; for non-commercial.*; add --yes to fetch it"
+    with pytest.raises(InputError, match=says):
+        known("celebahq", size=16)
+    assert not (faces / "cache").exists()
+
+
+def test_an_agreement_is_remembered_until_the_terms_change(faces, monkeypatch, capsys):
+    assert len(known("celebahq", size=16, yes=True)) == 11
+    assert terms("celebahq") in capsys.readouterr().err
+    assert len(known("celebahq", "validation", size=16)) == 3  # agreed to before
+    assert "celebahq" not in capsys.readouterr().err
+    monkeypatch.setitem(KNOWN, "celebahq", replace(KNOWN["celebahq"], terms="for nobody"))
+    with pytest.raises(InputError, match="for nobody; add --yes"):
+        known("celebahq", size=16)
+
+
+@pytest.mark.parametrize("answer, agreed", [("y", True), ("Yes ", True), ("", False), ("no", False)])
+def test_at_a_terminal_it_asks(faces, monkeypatch, answer, agreed):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    if agreed:
+        assert len(known("celebahq", size=16)) == 11
+    else:
+        with pytest.raises(InputError, match="add --yes"):
+            known("celebahq", size=16)
+
+
+def test_the_items_are_those_of_the_id_and_a_recipe_takes_the_name(faces):
+    theirs = HubImages(str(faces / "hub"), size=16)
+    ours = known("celebahq", size=16, yes=True)
+    assert (ours[4]["image"] == theirs[4]["image"]).all()
+    train, held_out = (dataset(DataConfig("celebahq", 16), split) for split in ("train", "validation"))
+    assert (len(train), len(held_out)) == (11, 3)
+    assert PAPER["celebahq-ldm4"].data == DataConfig("celebahq", 256)  # no flip
+    for name in ("lsun-churches-ldm8", "lsun-bedrooms-ldm4"):
+        data = PAPER[name].data
+        assert data.path in KNOWN and data.flip and data.crop == "center"
+
+
+def test_yes_on_the_command_line_agrees(faces, monkeypatch, capsys):
+    monkeypatch.chdir(faces)
+    small = ["--data", "celebahq", "--data.size", "16", "--steps", "1", "--train.workers", "0", "--train.batch", "4"]
+    small += ["--model.width", "8"]
+    assert cli.main(["train", "autoencoder", *small]) == 2
+    assert "add --yes" in capsys.readouterr().err and not (faces / "runs").exists()
+    assert cli.main(["train", "autoencoder", *small, "--yes"]) == 0
+
+
+def test_the_next_id_is_taken_where_the_first_has_moved(faces, monkeypatch):
+    about = KNOWN["celebahq"]
+    monkeypatch.setitem(KNOWN, "celebahq", replace(about, ids=(str(faces / "moved"), *about.ids)))
+    assert len(known("celebahq", size=16, yes=True)) == 11
+
+
+def test_where_none_can_be_had_it_says_what_to_do(faces, monkeypatch):
+    monkeypatch.setitem(KNOWN, "celebahq", replace(KNOWN["celebahq"], ids=("owner/gone",)))
+    says = r"^celebahq: owner/gone: .*; or make a folder of the pictures from https://github.com/tkarras"
+    with pytest.raises(InputError, match=says):
+        known("celebahq", size=16, yes=True)
+
+
+def test_another_number_of_pictures_is_another_dataset(faces, monkeypatch):
+    monkeypatch.setitem(KNOWN, "celebahq", replace(KNOWN["celebahq"], rows={"train": 12, "validation": 3}))
+    says = (
+        r"^celebahq: .*hub has 11 pictures for train, and had 12: it has changed; --data hub:.*hub takes it as it is$"
+    )
+    with pytest.raises(InputError, match=says):
+        known("celebahq", size=16, yes=True)
+    assert len(known("celebahq", size=16, count=5)) == 5
+
+
+def test_what_is_known_is_whole():
+    for name, about in KNOWN.items():
+        assert isinstance(about, Known) and {"train", "validation"} <= about.rows.keys() and about.home, name
+        assert all(id.count("/") == 1 for id in about.ids) and "\n" not in terms(name)
+
+
+def test_a_spoiled_memory_of_agreements_asks_again(faces):
+    known("celebahq", size=16, yes=True)
+    (faces / "cache/ldm_lite/agreed.json").write_text("{")
+    with pytest.raises(InputError, match="add --yes"):
+        known("celebahq", size=16)
+    known("celebahq", size=16, yes=True)
+    assert json.loads((faces / "cache/ldm_lite/agreed.json").read_text()) == [terms("celebahq")]
