@@ -21,6 +21,7 @@ from .config import InputError, one_or_more, suggest
 
 COMMANDS = {
     "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
+    "status": "how far a run is: ldm-lite status RUN",
     "sample": 'pictures from a model: ldm-lite sample MODEL --label "night snow" -n 16 -o out.png',
     "upscale": "larger pictures from small ones: ldm-lite upscale MODEL IN OUT (a picture, or a folder of them)",
     "inpaint": "draw what a mask leaves out anew: ldm-lite inpaint MODEL IMAGE MASK OUT (white keeps; or folders)",
@@ -174,6 +175,18 @@ def train(arguments: list[str]) -> None:
             said = f"{(model / 'card.md').read_text(encoding='utf-8')}\nweights: {model}"
         if processes.rank() == 0:
             print(said)
+
+
+def status(arguments: list[str]) -> None:
+    from .runs import status
+
+    names, rest = taken(arguments, "ldm-lite status", "the folder of a run", 1)
+    if rest == ["--help"] or not names:
+        print("usage: ldm-lite status RUN\n\nHow far a run is, at what rate, and how long it still takes.")
+        return
+    if rest:
+        raise InputError(f"{rest[0]}: ldm-lite status takes the folder of a run alone")
+    print("\n".join(status(names[0])))
 
 
 def presets_listed() -> str:

@@ -5,6 +5,7 @@ config.json, metrics.json and card.md, which is written last: where it stands, t
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import dataclasses
 import functools
@@ -13,6 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from . import __version__, processes
 from .autoencoder import usage
-from .config import InputError, whole, write
+from .config import InputError, read, whole, write
 from .features import SEGMENTS, Features
 from .latent import LatentDiffusion, mix, restored
 from .losses import LPIPS
@@ -204,6 +206,53 @@ def home(module: nn.Module) -> torch.device:
 def pictures(data: Any, rows: Sequence[int]) -> Tensor:
     """The images (B, 3, H, W) in [-1, 1] of some rows of a dataset."""
     return torch.cat([batch["image"] for batch in batches(data, rows)])
+
+
+def status(out: str | Path, last: int = 100) -> list[str]:
+    """Lines that say how far a run is, whether it goes on or not: steps, loss, rate of the last steps, time left.
+
+    InputError for a folder without a run."""
+    out = Path(out)
+    if not (out / "run.json").is_file():
+        raise InputError(f"{out}: holds no run; one that was started has run.json")
+    train = read(out / "run.json")["train"]
+    log = out / "log.csv"
+    rows = list(csv.DictReader(log.read_text(encoding="utf-8").splitlines())) if log.is_file() else []
+    rows = [row for row in rows if None not in row.values()]  # the last may be half written
+    if not rows:
+        return [f"{out.name}: no step yet; latents may be encoded first"]
+    step, steps = int(rows[-1]["step"]), train["steps"]
+    total = f"{step:,} of {steps:,} ({100 * step / steps:.0f} %)" if train["minutes"] is None else f"{step:,}"
+    lines = [f"{out.name}: step {total}, loss {mean_of(rows[-last:], 'loss'):.4f}, as a mean of the last {last} steps"]
+    if len(rows) > 1:
+        some = rows[-last - 1 :]
+        taken = float(some[-1]["seconds"]) - float(some[0]["seconds"])
+        rate = (len(some) - 1) / max(taken, 1e-9)
+        lines.append(
+            f"rate: {rate:.2f} steps/s, {rate * train['batch']:.1f} images/s; {clock(some[-1]['seconds'])} so far"
+        )
+        if train["minutes"] is None and step < steps:
+            lines[-1] += f", {clock((steps - step) / rate)} left at this rate"
+    if "memory" in rows[-1]:
+        lines.append(f"memory: {float(rows[-1]['memory']):.1f} GiB of the GPU at most")
+    saved, grids = out / "checkpoint.pt", sorted((out / "samples").glob("*.png"))
+    if saved.is_file():
+        lines.append(f"last checkpoint: {clock(time.time() - saved.stat().st_mtime)} ago")
+    if grids:
+        lines.append(f"last samples: {grids[-1]}")
+    if finished(out):
+        lines.append(f"finished: {out / 'model' / 'card.md'}")
+    return lines
+
+
+def mean_of(rows: Sequence[dict[str, str]], name: str) -> float:
+    return sum(float(row[name]) for row in rows) / len(rows)
+
+
+def clock(seconds: float | str) -> str:
+    """3725 -> 1 h 2 min"""
+    minutes = int(float(seconds) // 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(float(seconds) % 60)} s"
 
 
 # Held-out metrics ---------------------------------------------------------------------------------------------------

@@ -765,7 +765,10 @@ class Log:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         spent = self.before + time.monotonic() - self.began
-        self._row({"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}, "seconds": f"{spent:.2f}"})
+        row = {"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}, "seconds": f"{spent:.2f}"}
+        if torch.cuda.is_available():
+            row["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"  # GiB, the most so far
+        self._row(row)
         loss = numbers["loss"]
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)

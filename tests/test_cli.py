@@ -477,3 +477,40 @@ def test_the_settings_of_a_condition_are_options_and_of_none_there_are_none(caps
         options(DiffusionRecipe, bare, ["--condition.length", "24"], "train")
     with pytest.raises(InputError, match="vocabulary: 9 is less than the 256 bytes and the end"):
         options(DiffusionRecipe, PRESETS["scenes-text"], ["--condition.vocabulary", "9"], "train")
+
+
+# How far a run is ---------------------------------------------------------------------------------------------------
+
+
+def under_way(folder, steps, **more):
+    """A run of 200 steps of which some are logged, half a second each."""
+    folder.mkdir(parents=True)
+    train = {"steps": 200, "minutes": None, "batch": 8} | more
+    (folder / "run.json").write_text(json.dumps({"about": {}, "train": train}))
+    lines = [f"{k},{1 / k:.6g},0.1,0.001,{k / 2:.2f}" for k in range(1, steps + 1)]
+    (folder / "log.csv").write_text("\n".join(["step,loss,grad,lr,seconds", *lines]) + "\n")
+
+
+def test_status_says_how_far_a_run_is_at_what_rate_and_how_long_it_takes(here, capsys):
+    under_way(here / "runs/mine", 120)
+    with open(here / "runs/mine/log.csv", "a") as file:
+        file.write("121,0.1,0.")  # being written at this moment
+    (here / "runs/mine/checkpoint.pt").write_bytes(b"")
+    assert cli.main(["status", "runs/mine"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    loss = sum(1 / k for k in range(21, 121)) / 100
+    assert said[0] == f"mine: step 120 of 200 (60 %), loss {loss:.4f}, as a mean of the last 100 steps"
+    assert said[1] == "rate: 2.00 steps/s, 16.0 images/s; 1 min 0 s so far, 0 min 40 s left at this rate"
+    assert said[2].startswith("last checkpoint: 0 min") and len(said) == 3
+
+
+def test_status_of_a_finished_run_and_of_one_that_has_not_begun(here, capsys):
+    assert cli.main(["train", "tiny-kl2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["status", "runs/tiny-kl2"]) == 0
+    said = capsys.readouterr().out
+    assert "(100 %)" in said and "finished: runs/tiny-kl2/model/card.md" in said and "left" not in said
+    under_way(here / "runs/new", 0)
+    assert cli.main(["status", "runs/new"]) == 0
+    assert capsys.readouterr().out.strip() == "new: no step yet; latents may be encoded first"
+    assert refused(capsys, "status", "runs").endswith("runs: holds no run; one that was started has run.json")
