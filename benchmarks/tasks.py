@@ -6,7 +6,12 @@ beside that of the real scenes, read in the same way. TASK: class, text, layout,
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -185,22 +190,73 @@ def upscale(n: int, judge: Judge) -> None:
         row(name, float(psnr(images, image).mean()), float(ssim(images, image).mean()), float(far), judge.fid(images))
 
 
+CANVASES = (((64, 64), 0), ((64, 128), 0), ((128, 128), 0), ((64, 128), 64), ((128, 128), 64), ((512, 512), 64))
+
+
 def canvas(n: int, judge: Judge) -> None:
-    """Larger pictures from the class-conditional model: FID of all their crops of 64 px."""
+    """Larger pictures from the class-conditional model: FID of all their crops of 64 px, as many for each size; and the
+    memory that drawing four of them takes beyond the model's, in a process of its own."""
+    table("pixels", "how", "FID of crops", "MiB for four")
+    for size, window in CANVASES:
+        parts = size[0] * size[1] // 64**2
+        if n < 4 * parts:  # of too few canvases
+            row(f"{size[1]} x {size[0]}", "windows" if window else "at once", "", memory(size, window))
+            continue
+        crops = crop(drawn(size, window, max(1, n // parts)))
+        row(f"{size[1]} x {size[0]}", "windows" if window else "at once", judge.fid(crops), memory(size, window))
+
+
+def drawn(size: tuple[int, int], window: int, n: int, steps: int = STEPS) -> Tensor:
     model = LatentDiffusion.load("scenes-ldm4").to(device())
     labels = torch.arange(n) % len(model.conditioner.names)
-    table("pixels", "how", "FID of crops")
-    for size, window in (((64, 64), None), ((64, 128), None), ((128, 128), None), ((64, 128), 64), ((128, 128), 64)):
-        with autocast(model.device, precision("auto", model.device)):
-            images = model.sample({"label": labels}, steps=STEPS, guidance=2.0, size=size, window=window)
-        crops = [images[..., y : y + 64, x : x + 64] for y in range(0, size[0], 64) for x in range(0, size[1], 64)]
-        row(f"{size[1]} x {size[0]}", "windows" if window else "at once", judge.fid(torch.cat(crops)))
+    settings = {"steps": steps, "guidance": 2.0, "size": size, "batch_size": 16} | whole(window)
+    with autocast(model.device, precision("auto", model.device)):
+        return model.sample({"label": labels}, **settings)
+
+
+def whole(window: int) -> dict[str, int]:
+    return {"window": window} if window else {}
+
+
+def crop(images: Tensor) -> Tensor:
+    h, w = images.shape[2:]
+    return torch.cat([images[..., y : y + 64, x : x + 64] for y in range(0, h, 64) for x in range(0, w, 64)])
+
+
+def memory(size: tuple[int, int], window: int) -> int:
+    """MiB that this process grows by, at its largest, while it draws four pictures after one of 64 px."""
+    command = [sys.executable, __file__, "grow", str(size[0]), str(size[1]), str(window)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def grow(height: int, width: int, window: int) -> None:
+    """Prints it. The process is looked at every 2 ms; two steps take as much memory as thirty."""
+    drawn((64, 64), 0, 1, 1)
+    seen, done = [resident()], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.002):
+            seen.append(resident())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    drawn((height, width), window, 4, 2)
+    done.set()
+    thread.join()
+    print((max(seen) - seen[0]) >> 20)
+
+
+def resident() -> int:
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 TASKS = {"class": of_class, "text": text, "layout": layout, "map": semantic, "upscale": upscale, "canvas": canvas}
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["grow"]:
+        return grow(*map(int, sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="+", choices=TASKS)
     parser.add_argument("--samples", type=int, default=1000)
