@@ -61,9 +61,14 @@ class Code(NamedTuple):
 class Gaussian(nn.Module):
     """h (B, 2C, h, w) is mean and log variance of a diagonal Gaussian, clamped to [-30, 20] as the original."""
 
-    def forward(self, h: Tensor, sample: bool = True) -> Code:
+    @staticmethod
+    def moments(h: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, log variance), each (B, C, h, w)."""
         mean, logvar = h.float().chunk(2, dim=1)
-        logvar = logvar.clamp(-30, 20)
+        return mean, logvar.clamp(-30, 20)
+
+    def forward(self, h: Tensor, sample: bool = True) -> Code:
+        mean, logvar = self.moments(h)
         z = mean + torch.exp(logvar / 2) * torch.randn_like(mean) if sample else mean
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).flatten(1).sum(1)
         return Code(z, mean, kl)
@@ -243,6 +248,14 @@ class Autoencoder(nn.Module):
         VQ gives the latent before snapping, which is what the paper's models diffuse. InputError for other images."""
         code = self.code(checked(image, self.f, self.config.image_channels), sample)
         return (code.z if sample and self.config.bottleneck == "kl" else code.mean) * self.scale
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(mean, standard deviation) of z, each (B, C, H/f, W/f) in the latent's scale; of VQ there is no deviation."""
+        h = self.quant_conv(self.encoder(checked(image, self.f, self.config.image_channels)))
+        if self.config.bottleneck == "vq":
+            return h.float() * self.scale, None
+        mean, logvar = self.bottleneck.moments(h)
+        return mean * self.scale, (logvar / 2).exp() * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, C, h, w) -> image (B, 3, f h, f w) in about [-1, 1], not clipped. VQ snaps z first."""

@@ -61,7 +61,11 @@ class LatentDiffusion(nn.Module):
         return self.first_stage.f * getattr(getattr(self.denoiser, "config", None), "factor", 1)
 
     def latent(self, batch: Batch) -> Tensor:
-        """z0 (B, C, h, w): batch["z"] where latents were cached, otherwise a sample of the first stage's posterior."""
+        """z0 (B, C, h, w): batch["z"] where latents were cached, otherwise a sample of the first stage's posterior.
+
+        A cache that has the posterior's deviation too, batch["z_std"], gives a sample as well."""
+        if "z_std" in batch:
+            return batch["z"] + batch["z_std"] * torch.randn_like(batch["z"])
         if "z" in batch:
             return batch["z"]
         if "image" not in batch:

@@ -170,6 +170,7 @@ class DiffusionRecipe:
     condition: Told | None = None  # what the model is told, besides labels
     dropout: float = 0.1  # share of conditions blanked in training, for guidance
     cache: bool = True  # encode every image once, before training
+    spread: bool = False  # each step draws a latent from the first stage's posterior, as the original; else its mean
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
@@ -378,6 +379,7 @@ PAPER: dict[str, DiffusionRecipe] = {
         UNETS["lsun-churches-ldm8"],
         VariancePreserving(end=0.0155),
         distance="l1",
+        spread=True,
         data=DataConfig("lsun-churches", 256, flip=True),
         train=TrainConfig(steps=500_000, batch=96, lr=5e-5, warmup=10_000),
     ),

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,7 @@ from .training import (
     claimed,
     device,
     fit,
+    joined,
     moved,
     precision,
     save_grid,
@@ -123,8 +123,8 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
         from .data import cache_latents
 
         processes.alone(claim, out, recipe)
-        every, also, quiet = images, model.conditioner.encodes, processes.rank() > 0
-        images = processes.first(lambda: cache_latents(stage, every, out / "latents", also=also, progress=not quiet))
+        settings = {"also": model.conditioner.encodes, "spread": recipe.spread}
+        images = cache_latents(stage, images, out / "latents", progress=processes.rank() == 0, **settings)
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     fit(task, images, recipe.train, out, about(recipe))
 
@@ -435,9 +435,7 @@ def told_metrics(
 
 def whole_batch(data: Any, rows: Sequence[int]) -> dict[str, Any]:
     """Some rows of a dataset as one batch."""
-    parts = list(batches(data, rows))
-    joined = lambda values: torch.cat(values) if isinstance(values[0], Tensor) else list(chain.from_iterable(values))
-    return {key: joined([part[key] for part in parts]) for key in parts[0]}
+    return joined(list(batches(data, rows)))
 
 
 def told_samples(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -478,6 +479,16 @@ def collated(items: list[dict[str, Any]]) -> dict[str, Any]:
         same = not isinstance(values[0], Tensor) or len({v.shape for v in values}) == 1
         batch[key] = default_collate(values) if same and not isinstance(values[0], str) else values
     return batch
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Batches one after the other, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    end_to_end = lambda values: (
+        torch.cat(values) if isinstance(values[0], Tensor) else list(chain.from_iterable(values))
+    )
+    return {key: end_to_end([part[key] for part in parts]) for key in parts[0]}
 
 
 def as_is(batch: Any) -> Any:

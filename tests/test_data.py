@@ -1,22 +1,31 @@
 """ImageFolder, HubImages and cached latents. The built-in scenes have a file of their own."""
 
 import io
+import pickle
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig, Pixels
+from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError
-from ldm_lite.data import HubImages, ImageFolder, Latents, Scenes, cache_latents
-from ldm_lite.data.cache import FILE
+from ldm_lite.data import HubImages, ImageFolder, Latents, Scenes, cache_latents, with_low_res
+from ldm_lite.data import cache as data_cache
+from ldm_lite.data.cache import Shards
 from ldm_lite.data.folder import decoded, pixels
+from ldm_lite.diffusion import Diffusion, VariancePreserving
+from ldm_lite.latent import LatentDiffusion
+from ldm_lite.presets import Part
 from ldm_lite.training import Drawn, TrainConfig, batches, precision
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
@@ -639,6 +648,9 @@ def test_real_photographs_in_the_layout_of_the_hub_are_read(datasets):
 # Cached latents -------------------------------------------------------------------------------------------------------
 
 
+FILE = "00000.safetensors"  # the first of a cache, and in these tests mostly the only one
+
+
 class Counted(Dataset):
     """What a dataset may be at its plainest; counts how often it is asked."""
 
@@ -836,11 +848,11 @@ def test_a_hub_dataset_and_a_folder_are_known_again(hub, four, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"not a cache", None])
 def test_a_broken_cache_is_made_again(stage, tmp_path, content):
-    made = cache_latents(stage, Counted(), tmp_path, progress=False)
+    made = cache_latents(stage, Counted(), tmp_path, progress=False).columns["z"]
     path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:-20] if content is None else content)
     again = cache_latents(stage, Counted(), tmp_path, progress=False)
-    assert torch.equal(made.columns["z"], again.columns["z"])
+    assert torch.equal(made, again.columns["z"])
 
 
 class Interrupted(Counted):
@@ -850,7 +862,7 @@ class Interrupted(Counted):
         return super().__getitem__(row)
 
 
-def test_an_interrupted_cache_leaves_nothing_and_an_older_one_as_it_was(stage, tmp_path):
+def test_an_interrupted_cache_leaves_nothing_half_written(stage, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cache_latents(stage, Interrupted(), tmp_path, batch=2, progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -859,6 +871,131 @@ def test_an_interrupted_cache_leaves_nothing_and_an_older_one_as_it_was(stage, t
     with pytest.raises(KeyboardInterrupt):
         cache_latents(stage, Interrupted(), tmp_path, batch=2, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == [FILE] and (tmp_path / FILE).read_bytes() == before
+
+
+# Caches of several files ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """Files of three items."""
+    monkeypatch.setattr("ldm_lite.data.cache.SHARD", 3)
+
+
+def same(a: Latents, b: Latents) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    tensors = all(torch.equal(x[k], y[k]) for x, y in pairs for k in ("z", "boxes"))
+    return tensors and all((x["label"], x["caption"]) == (y["label"], y["caption"]) for x, y in pairs)
+
+
+def test_a_cache_of_several_files_holds_what_one_in_memory_does(stage, tmp_path, three):
+    whole, cache = (cache_latents(stage, Counted(), f, batch=3, progress=False) for f in (None, tmp_path))
+    assert isinstance(cache, Shards) and len(cache) == 7 and cache.label_names == ("odd", "even")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{k}.safetensors" for k in range(3)]
+    assert same(cache, whole)
+    rows = [5, 0, 6, 5, 2, 3]
+    ours, theirs = cache.batch(rows), whole.batch(rows)
+    assert torch.equal(ours["z"], theirs["z"]) and torch.equal(ours["label"], theirs["label"])
+    assert ours["caption"] == theirs["caption"]
+    assert all(torch.equal(a, b) for a, b in zip(ours["boxes"], theirs["boxes"], strict=True))
+    assert torch.equal(cache.columns["z"], whole.columns["z"])
+
+
+def test_an_interrupted_cache_goes_on_with_the_files_that_are_missing(stage, tmp_path, three):
+    class Stops(Counted):
+        def __getitem__(self, row: int) -> dict:
+            if row == 5:
+                raise KeyboardInterrupt
+            return super().__getitem__(row)
+
+    data = Stops()
+    data.__class__.__name__ = "Counted"
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(stage, data, tmp_path, batch=2, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    again = Counted()
+    cache = cache_latents(stage, again, tmp_path, batch=2, progress=False)
+    assert again.asked == 3 + 4  # the rows that tell datasets apart, and those that were missing
+    assert same(cache, cache_latents(stage, Counted(), batch=2, progress=False))
+
+
+def test_files_of_a_larger_dataset_do_not_stay_behind(stage, tmp_path, three):
+    cache_latents(stage, Counted(7), tmp_path, progress=False)
+    assert len(cache_latents(stage, Counted(4), tmp_path, progress=False)) == 4
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_can_be_sent_to_workers_and_maps_its_files_there(stage, tmp_path, three):
+    cache = cache_latents(stage, Counted(), tmp_path, progress=False)
+    sent = pickle.dumps(cache)
+    assert len(sent) < 2000  # names of files, and no latents
+    assert same(pickle.loads(sent), cache)
+    (tmp_path / "00001.safetensors").unlink()
+    with pytest.raises(InputError, match="latents have changed while they were in use"):
+        pickle.loads(sent)
+
+
+def test_verifying_finds_a_changed_byte(stage, tmp_path, three):
+    cache = cache_latents(stage, Counted(), tmp_path, progress=False)
+    cache.verify()
+    path = tmp_path / "00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    changed = cache_latents(stage, Counted(), tmp_path, progress=False)
+    with pytest.raises(InputError, match=r"00001.safetensors: is not what was written; delete it and encode again"):
+        changed.verify()
+
+
+def test_the_spread_of_the_posterior_is_kept_and_each_draw_is_from_it(stage, tmp_path):
+    cache = cache_latents(stage, Counted(), tmp_path, spread=True, progress=False)
+    batch = cache.batch([4, 1])
+    mean, deviation = stage.posterior(torch.stack([Counted()[row]["image"] for row in (4, 1)]))
+    torch.testing.assert_close(batch["z"], mean.detach(), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(batch["z_std"], deviation.detach(), atol=1e-2, rtol=2e-2)
+    model = LatentDiffusion(stage, nn.Identity(), Diffusion(VariancePreserving(), "v"), Unconditional())
+    draws = torch.stack([model.latent(batch) for _ in range(400)])
+    assert (draws.mean(0) - batch["z"]).abs().max() < 0.3 * float(batch["z_std"].max())
+    torch.testing.assert_close(draws.std(0), batch["z_std"], rtol=0.25, atol=0)
+    vq = Autoencoder(replace(stage.config, bottleneck="vq", codes=11)).eval()
+    assert "z_std" not in cache_latents(vq, Counted(), spread=True, progress=False)[0]
+
+
+def test_a_dataset_that_flips_is_there_as_it_is_and_mirrored(four, tmp_path):
+    folder = ImageFolder(four, size=11, flip=True)
+    for data in (folder, Part(folder, range(4)), with_low_res(ImageFolder(four, size=8, flip=True), 4)):
+        cache = cache_latents(Pixels(), data, progress=False)
+        assert len(cache) == 4 and len(cache.columns["z"]) == 8
+        seen = {row: set() for row in range(4)}
+        for epoch in range(24):
+            batch = cache.draws([(row, epoch) for row in range(4)])
+            assert torch.equal(batch["z"], cache.draws([(row, epoch) for row in range(4)])["z"])
+            for row in range(4):
+                seen[row].add(torch.equal(batch["z"][row], cache.columns["z"][row].float()))
+                assert torch.equal(batch["z"][row], cache.columns["z"][row].float()) or torch.equal(
+                    batch["z"][row].flip(2), cache.columns["z"][row].float()
+                )
+                if "low" in batch:
+                    small = F.interpolate(batch["z"], scale_factor=1 / 4, mode="bicubic", antialias=True).clamp(-1, 1)
+                    torch.testing.assert_close(batch["low"], small, atol=4e-3, rtol=0)
+        assert all(both == {True, False} for both in seen.values())
+    assert folder.mirrored is None
+
+
+def encoded_by(rank: int, folder, stage) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
+    data_cache.SHARD = 2
+    data = Counted()
+    cache = cache_latents(stage, data, folder / "cache", batch=2, progress=False)
+    torch.save((data.asked, cache.columns["z"]), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_encode_half_of_the_files_each_and_both_have_all(stage, tmp_path):
+    torch.multiprocessing.spawn(encoded_by, (tmp_path, stage), nprocs=2)
+    (asked, one), (other_asked, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (asked, other_asked) == (3 + 4, 3 + 3) and torch.equal(one, other)
+    assert torch.equal(one, cache_latents(stage, Counted(), batch=2, progress=False).columns["z"])
 
 
 def test_a_place_that_cannot_be_written_is_known_before_anything_is_encoded(stage, tmp_path):

@@ -2,49 +2,112 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .. import processes
 from ..config import InputError, one_or_more, whole
 
-FILE = "latents.safetensors"
-FORMAT = 1  # of the file; another number and older caches are made again
+SHARD = 8192  # items in a file: 0.2 GB of the paper's 3 x 64 x 64, read from end to end in a moment
+FORMAT = 2  # of the files; another number and older caches are made again
 
 
 class Latents(Dataset):
     """Items {"z": float32 (C, h, w), and what else the dataset's items had}, in memory; batch(rows) stacks them.
 
     z is kept as float16: half the memory, and its rounding (2^-11 of a value) is finer than that of the bf16 that
-    encodes it; latents of unit variance are far from the largest float16. label_names: the dataset's."""
+    encodes it; latents of unit variance are far from the largest float16. label_names: the dataset's. turns: 2 where
+    every item is there twice, as it is and mirrored: `draws` then takes one of both by chance in each epoch."""
 
-    def __init__(self, columns: dict[str, Tensor | list[Any]], label_names: Sequence[str] = ()):
-        self.columns, self.label_names = columns, tuple(label_names)
+    def __init__(self, columns: dict[str, Tensor | list[Any]], label_names: Sequence[str] = (), turns: int = 1):
+        self.columns, self.label_names, self.turns = columns, tuple(label_names), turns
 
     def __len__(self) -> int:
-        return len(self.columns["z"])
+        return len(self.columns["z"]) // self.turns
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        item = {key: values[row] for key, values in self.columns.items()}
-        item |= {k: v.float() for k, v in item.items() if latent(k)}
+        item = {key: values[0] for key, values in self.batch([range(len(self))[row]]).items()}
         return {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in item.items()}
 
     def batch(self, rows: Sequence[int]) -> dict[str, Any]:
         """{"z": (B, C, h, w), …} of these rows; what cannot be stacked (captions, unequal boxes) is a list."""
-        at = torch.as_tensor(rows, dtype=torch.long)
-        found = {k: v[at] if isinstance(v, Tensor) else [v[row] for row in rows] for k, v in self.columns.items()}
+        found = taken(self.columns, torch.as_tensor(rows, dtype=torch.long))
         return found | {k: v.float() for k, v in found.items() if latent(k)}
+
+    def draws(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """A batch of (row, epoch) pairs."""
+        n, turned = len(self), self.turns > 1
+        mirror = lambda row, epoch: turned and np.random.default_rng((epoch, row)).random() < 0.5
+        return self.batch([row + n * mirror(row, epoch) for row, epoch in pairs])
+
+
+class Shards(Latents):
+    """Latents in the files of a folder, which are mapped and not read: a batch costs its own rows, and nothing is held
+    in memory but what the system keeps of the files."""
+
+    def __init__(self, paths: Sequence[Path], key: str, label_names: Sequence[str] = (), turns: int = 1):
+        self.paths, self.key, self.label_names, self.turns = list(paths), key, tuple(label_names), turns
+        self._open()
+
+    def _open(self) -> None:
+        self.shards = [found for path in self.paths if (found := _read(path, self.key)) is not None]
+        if len(self.shards) < len(self.paths):
+            raise InputError(f"{self.paths[0].parent}: its latents have changed while they were in use; start again")
+        self.ends = np.cumsum([len(shard["z"]) for shard in self.shards])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("shards", "ends")}  # a worker maps them itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._open()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) // self.turns
+
+    @property
+    def columns(self) -> dict[str, Tensor | list[Any]]:  # type: ignore[override]
+        """All of it, in memory."""
+        return {name: _joined([shard[name] for shard in self.shards]) for name in self.shards[0]}
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Any]:
+        rows = np.asarray(rows, dtype=np.int64)
+        inside = np.searchsorted(self.ends, rows, side="right")
+        order = np.argsort(inside, kind="stable")
+        parts = []
+        for k in np.unique(inside):
+            first = self.ends[k - 1] if k else 0
+            parts.append(taken(self.shards[k], torch.from_numpy(rows[order][inside[order] == k] - first)))
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        found = {name: _joined([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+        found = taken(found, back)
+        return found | {k: v.float() for k, v in found.items() if latent(k)}
+
+    def verify(self) -> None:
+        """Reads all of it. InputError, with the file, where the latents are not those that were written."""
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            if checksum(shard) != about(path).get("checksum"):
+                raise InputError(f"{path}: is not what was written; delete it and encode again")
 
 
 def latent(key: str) -> bool:
-    return key == "z" or key.endswith("_z")
+    return key in ("z", "z_std") or key.endswith("_z")
+
+
+def taken(columns: dict[str, Any], at: Tensor) -> dict[str, Any]:
+    """Some rows of columns, in this order."""
+    return {k: v[at] if isinstance(v, Tensor) else [v[row] for row in at.tolist()] for k, v in columns.items()}
 
 
 def cache_latents(
@@ -57,16 +120,20 @@ def cache_latents(
     workers: int = 0,
     progress: bool = True,
     also: Sequence[str] = (),
+    spread: bool = False,
 ) -> Latents:
     """Every item of `dataset` encoded, on the first stage's device, with its label and whatever a batch of it holds.
 
-    folder: keeps the latents there, in one file that is written whole or not at all, and takes them from there next
-    time if they are of the same weights, the same items and the same settings; otherwise they are made again.
+    folder: keeps the latents there, in files of SHARD items that are each written whole or not at all; those that are
+    there already, of the same weights, items and settings, are taken as they are, so that encoding goes on where it
+    was stopped. Several ranks encode a share of the files each, and all use all. The files are mapped, not read.
+    Without a folder, all is in memory, 2 bytes for each element of z.
     sample: one draw of the posterior for each item, fixed from then on; otherwise its mean.
+    spread: its standard deviation too, as z_std, so that every step draws anew, as the original does.
     epochs: a crop or flip, once encoded, is what it is. With epochs = k, the cache holds the dataset as its first k
-    epochs draw it, k len(dataset) items.
+    epochs draw it, k len(dataset) items. With one epoch, a dataset that flips is encoded as it is and mirrored.
     also: other images of an item, such as one with a hole, that are encoded too (their means), each as KEY_z.
-    batch, workers: images at a time, and processes that prepare them. Memory: 2 bytes for each element of z.
+    batch, workers: images at a time, and processes that prepare them.
 
     InputError: an empty dataset or a stream, images that the first stage does not take, a folder that cannot be
     written."""
@@ -74,69 +141,101 @@ def cache_latents(
         raise InputError("the dataset is empty")
     one_or_more(batch=batch, epochs=epochs)
     names = getattr(dataset, "label_names", ())
-
-    def encoded() -> dict[str, Tensor | list[Any]]:
-        return _encoded(first_stage, dataset, batch, sample, epochs, workers, progress, also)
-
+    both = [turned(dataset, False), turned(dataset, True)] if epochs == 1 and flips(dataset) else [dataset]
+    n = len(dataset) * epochs * len(both)
+    settings = (batch, sample, workers, also, spread)
     if folder is None:
-        return Latents(encoded(), names)
-    path, key = Path(folder) / FILE, _key(first_stage, dataset, sample, epochs, also)
-    columns = _read(path, key)
-    if columns is None:
-        with whole(path) as temporary:  # before the work: a place that cannot be written is known at once
-            columns = encoded()
-            _write(temporary, key, columns)
-    return Latents(columns, names)
+        with _bar(n, progress) as bar:
+            return Latents(_encoded(first_stage, both, range(n), bar, *settings), names, len(both))
+    key = _key(first_stage, dataset, sample, epochs, also, spread, len(both))
+    firsts = range(0, n, SHARD)
+    paths = [Path(folder) / f"{k:05d}.safetensors" for k in range(len(firsts))]
+    todo = [k for k in range(processes.rank(), len(paths), processes.count()) if _read(paths[k], key) is None]
+    with _bar(sum(min(SHARD, n - firsts[k]) for k in todo), progress and bool(todo)) as bar:
+        for k in todo:
+            with whole(paths[k]) as temporary:  # before the work: a place that cannot be written is known at once
+                rows = range(firsts[k], min(firsts[k] + SHARD, n))
+                _write(temporary, key, _encoded(first_stage, both, rows, bar, *settings))
+    processes.agreed(key, f"{folder}: the latents")
+    if processes.rank() == 0:
+        for other in Path(folder).glob("[0-9]*.safetensors"):  # of a larger dataset, before
+            if other not in paths:
+                other.unlink()
+    return Shards(paths, key, names, len(both))
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="encoding", unit=" images", disable=not progress)
+
+
+def flips(dataset: Any) -> bool:
+    """Whether the dataset, or one that it is made around, mirrors half of its items."""
+    return bool(getattr(dataset, "flip", False)) or (hasattr(dataset, "data") and flips(vars(dataset).get("data")))
+
+
+def turned(dataset: Any, mirrored: bool) -> Any:
+    """The dataset with every item mirrored, or none."""
+    changed = copy.copy(dataset)
+    if "flip" in vars(changed):
+        changed.flip, changed.mirrored = True, mirrored
+    else:
+        changed.data = turned(changed.data, mirrored)
+    return changed
 
 
 @torch.no_grad()
 def _encoded(
     first_stage: nn.Module,
-    dataset: Any,
+    both: Sequence[Any],
+    rows: range,
+    bar: Any,
     batch: int,
     sample: bool,
-    epochs: int,
     workers: int,
-    progress: bool,
     also: Sequence[str],
+    spread: bool,
 ) -> dict[str, Tensor | list[Any]]:
-    from tqdm.auto import tqdm
-
+    """The columns of these rows; those of the second dataset, if there is one, come after all of the first's."""
     from ..latent import mix
     from ..training import autocast, moved, precision
 
     place = _place(first_stage)
     dtype = precision("auto", place)
-    n = epochs * len(dataset)
-    z: Tensor | None = None
-    rest: dict[str, list[Any]] = {}
+    columns: dict[str, list[Any]] = {}
+    room: dict[str, Tensor] = {}
     training, done = first_stage.training, 0
     first_stage.eval()
     devices = [place] if place.type == "cuda" else []
     try:
-        with (
-            tqdm(total=n, desc="encoding", unit=" images", disable=not progress) as bar,
-            torch.random.fork_rng(devices),
-        ):
-            for part in _batches(dataset, batch, epochs, workers):
+        with torch.random.fork_rng(devices):
+            for part in _batches(both, rows, batch, workers):
                 if sample:
-                    torch.manual_seed(mix(0, done))
+                    torch.manual_seed(mix(0, rows.start + done))
                 images = moved({key: part.pop(key) for key in ("image", *also)}, place)
                 with autocast(place, dtype):
-                    code = first_stage.encode(images.pop("image"), sample=sample).half().cpu()
-                    part |= {f"{key}_z": first_stage.encode(other).half().cpu() for key, other in images.items()}
-                if not code.isfinite().all():
-                    raise FloatingPointError(f"rows {done} … {done + len(code) - 1}: latents that are not finite")
-                z = _room(n, code) if z is None else z
-                z[done : done + len(code)] = code
+                    if spread and hasattr(first_stage, "posterior"):
+                        mean, deviation = first_stage.posterior(images.pop("image"))
+                        found = {"z": mean} | ({} if deviation is None else {"z_std": deviation})
+                    else:
+                        found = {"z": first_stage.encode(images.pop("image"), sample=sample)}
+                    found |= {f"{key}_z": first_stage.encode(other) for key, other in images.items()}
+                for name, code in found.items():
+                    code = code.half().cpu()
+                    if not code.isfinite().all():
+                        at = rows.start + done
+                        raise FloatingPointError(f"rows {at} … {at + len(code) - 1}: latents that are not finite")
+                    if name not in room:
+                        room[name] = _room(len(rows), code)
+                    room[name][done : done + len(code)] = code
                 for name, values in part.items():
-                    rest.setdefault(name, []).append(values)
-                done += len(code)
-                bar.update(len(code))
+                    columns.setdefault(name, []).append(values)
+                done += len(found["z"])
+                bar.update(len(found["z"]))
     finally:
         first_stage.train(training)
-    assert z is not None
-    return {"z": z} | {name: _joined(values) for name, values in rest.items()}
+    return room | {name: _joined(values) for name, values in columns.items()}
 
 
 def _place(module: nn.Module) -> torch.device:
@@ -144,17 +243,33 @@ def _place(module: nn.Module) -> torch.device:
     return first.device if first is not None else torch.device("cpu")
 
 
-def _batches(dataset: Any, batch: int, epochs: int, workers: int) -> Iterator[dict[str, Any]]:
-    """The items as training would see them in its first epochs, in the order of the rows."""
-    from ..training import Drawn, as_is
+class Turns(Dataset):
+    """Datasets end to end, addressed by (row, epoch) pairs whose rows count on from one to the next."""
 
-    n = len(dataset)
-    pairs = ([divmod(k, n)[::-1] for k in range(i, min(i + batch, n * epochs))] for i in range(0, n * epochs, batch))
-    loader = DataLoader(Drawn(dataset), batch_sampler=pairs, collate_fn=as_is, num_workers=workers)
+    def __init__(self, both: Sequence[Any]):
+        from ..training import Drawn
+
+        self.n, self.both = len(both[0]), [Drawn(data) for data in both]
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        from ..training import joined
+
+        parts = [[(row % self.n, e) for row, e in pairs if row // self.n == k] for k in range(len(self.both))]
+        return joined([data.__getitems__(some) for data, some in zip(self.both, parts, strict=True) if some])
+
+
+def _batches(both: Sequence[Any], rows: range, batch: int, workers: int) -> Iterator[dict[str, Any]]:
+    """The items as training would see them in its first epochs, in the order of the rows."""
+    from ..training import as_is
+
+    n = len(both[0]) * len(both)
+    groups = (rows[i : i + batch] for i in range(0, len(rows), batch))
+    pairs = ([(row % n, row // n) for row in group] for group in groups)
+    loader = DataLoader(Turns(both), batch_sampler=pairs, collate_fn=as_is, num_workers=workers)
     try:
         for part in loader:
             if "image" not in part:
-                raise InputError(f"{type(dataset).__name__}: items without image; they have {', '.join(part)}")
+                raise InputError(f"{type(both[0]).__name__}: items without image; they have {', '.join(part)}")
             yield dict(part)
     except InputError as error:  # one from a worker comes with its whole traceback, the message last
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("ldm_lite.config.InputError: ")) from None
@@ -181,11 +296,14 @@ def _joined(parts: list[Any]) -> Tensor | list[Any]:
 # The file -------------------------------------------------------------------------------------------------------------
 
 
-def _key(first_stage: nn.Module, dataset: Any, sample: bool, epochs: int, also: Sequence[str] = ()) -> str:
+def _key(
+    first_stage: nn.Module, dataset: Any, sample: bool, epochs: int, also: Sequence[str], spread: bool, turns: int
+) -> str:
     """What the latents depend on, in one word."""
     from ..training import Drawn
 
-    digest = hashlib.sha256(f"{FORMAT} {sample} {epochs} {' '.join(also)} {type(first_stage).__name__} ".encode())
+    settings = f"{FORMAT} {SHARD} {sample} {epochs} {spread} {turns} {' '.join(also)} {type(first_stage).__name__} "
+    digest = hashlib.sha256(settings.encode())
     digest.update(str(getattr(first_stage, "config", first_stage)).encode())
     for name, value in first_stage.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
@@ -228,11 +346,30 @@ def _write(path: Path, key: str, columns: dict[str, Tensor | list[Any]]) -> None
             tensors[f"{name}/lengths"] = torch.tensor([len(value) for value in values])
         else:
             words[name] = values
-    save_file(tensors, path, {"key": key, "words": json.dumps(words)})
+    save_file(tensors, path, {"key": key, "words": json.dumps(words), "checksum": checksum(columns)})
+
+
+def checksum(columns: dict[str, Tensor | list[Any]]) -> str:
+    """Of the latents."""
+    value = 0
+    for name in sorted(name for name in columns if latent(name)):
+        value = zlib.crc32(_bytes(columns[name]), value)
+    return f"{value:08x}"
+
+
+def about(path: Path) -> dict[str, str]:
+    """What a file says of itself."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor | list[Any]] | None:
-    """The columns in a file that `_write` wrote under the same key; None for any other file, or none."""
+    """The columns in a file that `_write` wrote under the same key, mapped; None for any other file, or none."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -115,6 +115,7 @@ class Pictures(Dataset):
     the workers of a DataLoader. strict: InputError instead."""
 
     label_names: tuple[str, ...] = ()
+    mirrored: bool | None = None  # all items or none, in place of half of them by chance
 
     def __init__(self, size: int, crop: Crop, flip: bool, strict: bool, seed: int, count: int | None):
         one_or_more(size=size, count=count)
@@ -207,7 +208,8 @@ class Pictures(Dataset):
 
     def frame(self, place: float, mirror: float) -> tuple[float, bool]:
         """Where along the long side the square is cut, and whether it is mirrored."""
-        return place if self.crop == "random" else 0.5, self.flip and mirror < 0.5
+        flip = self.flip and mirror < 0.5 if self.mirrored is None else self.mirrored
+        return place if self.crop == "random" else 0.5, flip
 
     def beside(self, i: int, place: float, mirror: float) -> dict[str, Any]:
         """What else an item has that is cut and mirrored as its image is."""
