@@ -45,8 +45,7 @@ def main(name: str = "scenes-ldm4", samples: str = "512") -> None:
     print(f"their reconstructions: {fid(real, seen(reconstructed(model.first_stage, others))):.2f}\n")
     print("| sampler | " + " | ".join(str(k) for k in EVALUATIONS) + " |")
     print("|---|" + "---|" * len(EVALUATIONS), flush=True)
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axis = figure.subplots()
+    found = {}
     asked: list[int] = []  # rows of each call of the denoiser
     model.denoiser.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
     for title, (sampler, own) in SAMPLERS.items():
@@ -61,10 +60,20 @@ def main(name: str = "scenes-ldm4", samples: str = "512") -> None:
             spent.append(sum(asked) // n)
         cells = (f"{v:.2f}" + f" ({k})" * (k != asked_for) for v, k, asked_for in zip(row, spent, EVALUATIONS))
         print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+        found[title] = (spent, row)
+    picture(found)
+
+
+def picture(found: dict[str, tuple[list[int], list[float]]]) -> None:
+    """pictures/steps.png from {sampler: (evaluations, FID)}."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for title, (spent, row) in found.items():
         axis.plot(spent, row, "o-", label=title)
     axis.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser a sample", ylabel="FID, scenes features")
     axis.set_xticks(EVALUATIONS, [str(k) for k in EVALUATIONS])
     axis.minorticks_off()
+    axis.set_yticks(ticks := (3, 4, 5, 7, 10, 15), [str(k) for k in ticks])
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(Path(__file__).parent / "pictures" / "steps.png", dpi=120)
