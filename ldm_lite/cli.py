@@ -451,17 +451,29 @@ class EvaluateConfig:
     data: str = "scenes"  # or a folder of images, Parquet files, a hub id
     size: int = 0  # pixels; 0 is the size that the model was trained at
     seed: int = 0
+    fid: int = 0  # instead of all that: so many samples against the whole training set, by the papers' protocol
+    features: str = "inception"  # of the protocol: the network that looks; or scenes
+    sampler: str = "ddim"  # of the protocol
+    count: int | None = None  # of the protocol: only the first so many images of the training set
+    keep: Path | None = None  # of the protocol: where it keeps what it saw, to go on from; MODEL's own by default
     output: Path | None = None  # a .json file for the numbers; also -o
 
     def __post_init__(self) -> None:
-        one_or_more(images=self.images, n=self.n, steps=self.steps, size=self.size or None)
+        one_or_more(images=self.images, n=self.n, steps=self.steps, size=self.size or None, fid=self.fid or None)
 
 
 def evaluate(arguments: list[str]) -> None:
+    from . import processes
+
+    with processes.joined():
+        evaluated(arguments)
+
+
+def evaluated(arguments: list[str]) -> None:
     """How well a first stage reconstructs held-out images and, on the built-in scenes, what samples show."""
     import json
 
-    from . import runs
+    from . import processes, runs
     from .conditioners import Labels, Unconditional
     from .features import ObjectFinder, SceneReader
     from .latent import LatentDiffusion, restored
@@ -474,7 +486,9 @@ def evaluate(arguments: list[str]) -> None:
     settings = options(EvaluateConfig, EvaluateConfig(), rest, "ldm-lite evaluate MODEL", about)
     model, data = restored(names[0]).to(device()), DataConfig(settings.data, settings.size or trained_size(names[0]))
     whole = isinstance(model, LatentDiffusion)
-    if isinstance(model, SceneReader):
+    if settings.fid:
+        numbers = by_protocol(names[0], model, settings, data)
+    elif isinstance(model, SceneReader):
         from .data.scenes import Quiz
 
         numbers = runs.reader_metrics(model, Quiz("validation", data.size), settings.images)
@@ -485,18 +499,37 @@ def evaluate(arguments: list[str]) -> None:
     else:
         stage, held_out = model.first_stage if whole else model, dataset(data, "validation")
         numbers = runs.first_stage_metrics(stage, held_out, data, n=settings.images)
-    if whole and isinstance(model.conditioner, Labels) and data.path == "scenes":
+    if settings.fid:
+        pass
+    elif whole and isinstance(model.conditioner, Labels) and data.path == "scenes":
         drawn = runs.sampled(model, settings.n, data.size, settings.guidance, settings.steps, settings.seed)
         numbers |= runs.obedience(*drawn) | {"guidance": settings.guidance, "sampler_steps": settings.steps}
     elif whole and not isinstance(model.conditioner, (Labels, Unconditional)):
         held_out = told_images(data, model.conditioner.config, "validation")
         own = {"n": settings.n, "guidance": settings.guidance, "steps": settings.steps, "seed": settings.seed}
         numbers |= runs.told_metrics(model, held_out, data, **own)
-    if settings.output is not None:
-        from .config import write
+    if processes.rank() == 0:
+        if settings.output is not None:
+            from .config import write
 
-        write(settings.output, numbers)
-    print(json.dumps(numbers, indent=2))
+            write(settings.output, numbers)
+        print(json.dumps(numbers, indent=2))
+
+
+def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> dict[str, Any]:
+    """FID and its kin as papers report them; in several processes, if torchrun started some."""
+    from dataclasses import replace
+
+    from .latent import LatentDiffusion
+    from .presets import dataset
+    from .protocol import Protocol, measured
+
+    if not isinstance(model, LatentDiffusion):
+        raise InputError(f"fid: {name} holds {type(model).__name__}, which draws no samples")
+    s = settings
+    protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed)  # type: ignore[arg-type]
+    keep = s.keep or Path("runs") / f"{Path(name).name}-fid"
+    return measured(model, dataset(replace(data, count=s.count)), protocol, keep)
 
 
 @dataclass(frozen=True)

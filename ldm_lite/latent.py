@@ -127,19 +127,21 @@ class LatentDiffusion(nn.Module):
         negative: Batch | None = None,
         window: int | None = None,
         overlap: int | None = None,
+        first: int = 0,
         **own: Any,
     ) -> Iterator[Step]:
         """The sampler's steps in latent space, from pure noise at t = 1 to data at t = 0.
 
         batch: the conditions; its length, or n, is the number of samples. size: of the image in pixels, (H, W) or a
-        square's side. seed: sample i depends on (seed, i) alone, not on how many are drawn with it. guidance: one
-        scale, or one for each condition that can be left out. negative: what guidance leads away from in place of
-        nothing, such as {"caption": […]}. wrap: around predict (keep_known). grid: of `samplers.GRIDS` by its name, or
-        the times themselves, which take the place of steps. start: z at the grid's first time in place of noise
-        (partly_noised); it says n and the size. rescale, interval: of guidance, see `predictor`. batch_size: how many
-        go through the denoiser at once, None is all. window: pixels; the denoiser sees a larger picture in windows of
-        this side that overlap by so many pixels, by default a quarter. own: the sampler's arguments (eta). InputError
-        for an unknown sampler, grid or argument, and for steps, n, a size, window or start that cannot be."""
+        square's side. seed: sample i depends on (seed, first + i) alone, not on how many are drawn with it: some of
+        many can be drawn by themselves. guidance: one scale, or one for each condition that can be left out. negative: what
+        guidance leads away from in place of nothing, such as {"caption": […]}. wrap: around predict (keep_known). grid:
+        of `samplers.GRIDS` by its name, or the times themselves, which take the place of steps. start: z at the grid's
+        first time in place of noise (partly_noised); it says n and the size. rescale, interval: of guidance, see
+        `predictor`. batch_size: how many go through the denoiser at once, None is all. window: pixels; the denoiser
+        sees a larger picture in windows of this side that overlap by so many pixels, by default a quarter. own: the
+        sampler's arguments (eta). InputError for an unknown sampler, grid or argument, and for steps, n, a size, window
+        or start that cannot be."""
         name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "sampler")
         if isinstance(sampler, str):
             if sampler not in SAMPLERS:
@@ -180,7 +182,7 @@ class LatentDiffusion(nn.Module):
         if cut is not None:
             denoiser = windowed(denoiser, *cut)
         predict = samplers.predictor(denoiser, self.diffusion, told, several or blank, guidance, rescale, interval)
-        noise = Noise(seed, (n, channels, side[0] // f, side[1] // f))
+        noise = Noise(seed, (n, channels, side[0] // f, side[1] // f), first)
         drawn = noise(torch.empty(0, device=self.device))
         if "noise" in takes:
             own = {"noise": noise} | own
@@ -260,11 +262,11 @@ def parted(denoiser: Callable[..., Tensor], rows: int) -> Callable[[Tensor, Tens
 
 
 class Noise:
-    """noise(like): fresh N(0, 1) of `shape`; row i is drawn from (seed, i) alone, so batches of any size agree."""
+    """noise(like): fresh N(0, 1) of `shape`; row i is drawn from (seed, first + i) alone: batches of any size agree."""
 
-    def __init__(self, seed: int, shape: tuple[int, ...]):
+    def __init__(self, seed: int, shape: tuple[int, ...], first: int = 0):
         self.shape = shape
-        self.generators = [torch.Generator().manual_seed(mix(seed, i)) for i in range(shape[0])]
+        self.generators = [torch.Generator().manual_seed(mix(seed, first + i)) for i in range(shape[0])]
 
     def __call__(self, like: Tensor) -> Tensor:
         # drawn on the CPU: the same noise on every device
