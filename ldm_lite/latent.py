@@ -134,10 +134,10 @@ class LatentDiffusion(nn.Module):
 
         batch: the conditions; its length, or n, is the number of samples. size: of the image in pixels, (H, W) or a
         square's side. seed: sample i depends on (seed, first + i) alone, not on how many are drawn with it: some of
-        many can be drawn by themselves. guidance: one scale, or one for each condition that can be left out. negative: what
-        guidance leads away from in place of nothing, such as {"caption": […]}. wrap: around predict (keep_known). grid:
-        of `samplers.GRIDS` by its name, or the times themselves, which take the place of steps. start: z at the grid's
-        first time in place of noise (partly_noised); it says n and the size. rescale, interval: of guidance, see
+        many can be drawn by themselves. guidance: one scale, or one for each condition that can be left out. negative:
+        what guidance leads away from in place of nothing, such as {"caption": […]}. wrap: around predict (keep_known).
+        grid: of `samplers.GRIDS` by its name, or the times themselves, which take the place of steps. start: z at the
+        grid's first time in place of noise (partly_noised); it says n and the size. rescale, interval: of guidance, see
         `predictor`. batch_size: how many go through the denoiser at once, None is all. window: pixels; the denoiser
         sees a larger picture in windows of this side that overlap by so many pixels, by default a quarter. own: the
         sampler's arguments (eta). InputError for an unknown sampler, grid or argument, and for steps, n, a size, window
