@@ -100,11 +100,12 @@ def agreed(value: Any, what: str) -> None:
         raise error
 
 
-def gathered(numbers: Mapping[str, float], asked: bool) -> tuple[dict[str, float], bool]:
-    """(means over all ranks, whether any of them asks): what a step ends with, in one message."""
+def gathered(numbers: Mapping[str, float], *asked: bool) -> tuple[dict[str, float], *tuple[bool, ...]]:
+    """(means over all ranks, for each question whether any of them asks it): what a step ends with, in one message."""
     if not distributed():
-        return dict(numbers), asked
-    both = torch.tensor([*numbers.values(), float(asked)], dtype=torch.float64)
+        return dict(numbers), *asked
+    both = torch.tensor([*numbers.values(), *map(float, asked)], dtype=torch.float64)
     torch.distributed.all_reduce(both)
-    *sums, asking = both.tolist()
-    return {name: value / count() for name, value in zip(numbers, sums, strict=True)}, asking > 0
+    sums, questions = both[: len(numbers)].tolist(), both[len(numbers) :].tolist()
+    means = {name: value / count() for name, value in zip(numbers, sums, strict=True)}
+    return means, *(asking > 0 for asking in questions)

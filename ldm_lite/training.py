@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from . import processes
 from .autoencoder import Code
-from .config import InputError, one_or_more, read, to_dict, whole, write
+from .config import InputError, from_dict, one_or_more, read, to_dict, whole, write
 from .latent import LatentDiffusion, mix, moved, store
 from .losses import LossConfig, Objective
 
@@ -50,13 +50,15 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     save_every: int = 1000  # steps between checkpoints
+    save_minutes: float = 0.0  # and minutes, for a machine that may be taken away, such as Colab's; 0 for steps alone
     sample_every: int = 0  # steps between sample grids, 0 for none
     workers: int = 0  # processes that prepare batches
+    compile: bool | None = None  # the denoiser: a minute that pays in a long run on a GPU; None is there alone
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         one_or_more(steps=self.steps, batch=self.batch, accumulate=self.accumulate, save_every=self.save_every)
-        for name in ("warmup", "sample_every", "workers", "weight_decay"):
+        for name in ("warmup", "sample_every", "workers", "weight_decay", "save_minutes"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
         for name in ("lr", "clip"):
@@ -237,6 +239,11 @@ def parts(batch: Mapping[str, Any], n: int) -> Iterator[dict[str, Any]]:
         yield {k: v[i * size : (i + 1) * size] for k, v in batch.items()}
 
 
+def compiles(config: TrainConfig, place: torch.device) -> bool:
+    """Whether a network is compiled: where it is asked for, or on a GPU for a run that is long enough to gain by it."""
+    return config.compile if config.compile is not None else place.type == "cuda" and config.steps >= 2000
+
+
 class Task(Protocol):
     """What fit repeats. fit sets `config` once it knows how many steps there will be."""
 
@@ -256,6 +263,8 @@ class DiffusionTask:
 
     def __init__(self, model: LatentDiffusion, config: TrainConfig, dropout: float = 0.1):
         self.model, self.config, self.dropout = model, config, dropout
+        if compiles(config, next(model.denoiser.parameters()).device):
+            model.denoiser.compile()  # in place: its tensors keep their names
         self.descent = Descent(model, config)
         self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
 
@@ -543,20 +552,22 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
             processes.alone(task.save, out / "model")
         return step
     place = next(iter(task.model.parameters())).device
-    log, began = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic()
+    log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
     stop = Interrupt()
     with stop, log:
         source = batches(data, step, config, rank, world)
         while step < config.steps:
             torch.manual_seed(mix(config.seed, step, 0) + rank * config.accumulate)  # a seed for each part of each rank
             batch = moved(next(source), place)
-            numbers, asked = processes.gathered(task.step(batch, step), stop.asked)
+            numbers = task.step(batch, step)
+            due = bool(config.save_minutes) and time.monotonic() - kept >= 60 * config.save_minutes and rank == 0
+            numbers, asked, due = processes.gathered(numbers, stop.asked, due)
             for name in ("loss", "grad"):
                 if not math.isfinite(numbers.get(name, 0.0)):
                     saved = out / "checkpoint.pt"
-                    kept = f"{saved} holds the last good state" if saved.exists() else "nothing was saved yet"
+                    there = f"{saved} holds the last good state" if saved.exists() else "nothing was saved yet"
                     raise FloatingPointError(
-                        f"step {step}: the {name} is {numbers[name]}; {kept}; "
+                        f"step {step}: the {name} is {numbers[name]}; {there}; "
                         "try a smaller --train.lr or --train.precision fp32"
                     )
             step += 1
@@ -570,8 +581,9 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
                 log.total(config.steps)
                 processes.alone(save, out / "checkpoint.pt", task, step, config)
                 source = batches(data, step, config, rank, world)
-            if config.minutes is None and (step % config.save_every == 0 or asked or step == config.steps):
+            if config.minutes is None and (step % config.save_every == 0 or asked or due or step == config.steps):
                 processes.alone(save, out / "checkpoint.pt", task, step, config)
+                kept = time.monotonic()
             if config.sample_every and step % config.sample_every == 0 and rank == 0:
                 picture(task, batch, out / "samples" / f"{step:07d}.png")
             if asked and step < config.steps:
@@ -615,7 +627,7 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
     this["train"] |= {"batch": world * config.batch, "accumulate": world * config.accumulate}
     mark = out / "run.json"
     if mark.exists():
-        there = read(mark)
+        there = completed(read(mark), config, about)
         if there != this:
             changed = sorted(differences(there, this))
             hint, before = "", there["train"].get("batch")
@@ -629,6 +641,21 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
     else:
         write(mark, this)
+
+
+def completed(there: dict[str, Any], config: TrainConfig, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older version wrote of a run, with the settings that there were none of at the time: they were off, or
+    what they are by default."""
+    train = to_dict(type(config)()) | there["train"]
+    known = {}
+    for name, value in about.items():
+        known[name] = there["about"].get(name)
+        if is_dataclass(value) and isinstance(known[name], dict):
+            with suppress(InputError):
+                known[name] = to_dict(from_dict(type(value), known[name]))
+        elif name not in there["about"] and not value:
+            known[name] = to_dict({name: value})[name]
+    return there | {"train": train, "about": there["about"] | known}
 
 
 def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:

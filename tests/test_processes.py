@@ -155,7 +155,7 @@ def steps_together(folder: Path) -> None:
         assert error.value.told is (rank == 1)
     means, asked = processes.gathered({"loss": 1.0 + rank, "grad": 4.0}, rank == 1)
     assert (means, asked) == ({"loss": 1.5, "grad": 4.0}, True)
-    assert processes.gathered({"loss": 2.0}, False) == ({"loss": 2.0}, False)
+    assert processes.gathered({"loss": 2.0}, False, rank == 0, True) == ({"loss": 2.0}, False, True, True)
 
 
 def test_what_rank_0_does_or_fails_to_do_all_ranks_know(tmp_path):

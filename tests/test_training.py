@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import math
 import os
 import pickle
@@ -477,6 +478,58 @@ def test_sample_grids_are_drawn_without_disturbing_the_run(kind, uninterrupted, 
     fit(task(kind), Pictures(), replace(TRAIN, sample_every=4), tmp_path)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["0000004.png", "0000008.png"]
     assert contents(tmp_path / "model") == contents(uninterrupted[kind] / "model")
+
+
+def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_names(tmp_path, monkeypatch):
+    own = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: own(self, backend="aot_eager"))  # which takes no compiler
+    compiled = task("diffusion", replace(TRAIN, compile=True))
+    assert compiled.model.denoiser._compiled_call_impl is not None
+    for name, job in (("compiled", compiled), ("plain", task("diffusion"))):
+        fit(job, Pictures(), job.config, tmp_path / name)
+    a, b = (load_file(tmp_path / name / "model/model.safetensors") for name in ("compiled", "plain"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_it_compiles_where_it_is_asked_to_and_else_for_long_runs_on_a_gpu():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    long, short = TrainConfig(steps=2000), TrainConfig(steps=1999)
+    assert [training.compiles(c, d) for c in (long, short) for d in (cpu, cuda)] == [False, True, False, False]
+    for asked in (True, False):
+        assert all(training.compiles(replace(short, compile=asked), d) is asked for d in (cpu, cuda))
+
+
+def test_checkpoints_come_by_the_clock_where_a_machine_may_be_taken_away(tmp_path, monkeypatch):
+    clock, saved = itertools.count(0, 7), []  # seven seconds from one look to the next
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(training, "save", lambda path, job, step, config: saved.append(step))
+    fit(task("diffusion"), Pictures(), replace(TRAIN, save_every=100, save_minutes=0.5), tmp_path / "clocked")
+    assert len(saved) > 2 and saved[-1] == 8
+    saved.clear()
+    fit(task("diffusion"), Pictures(), replace(TRAIN, save_every=100), tmp_path / "not")
+    assert saved == [8]
+
+
+def test_a_run_of_a_version_with_fewer_settings_is_gone_on_with(tmp_path):
+    class Stopping(Exception):
+        pass
+
+    def stop():
+        raise Stopping
+
+    about = {"model": tiny.UNET, "spread": False}
+    with pytest.raises(Stopping):
+        fit(at(4, task("diffusion"), stop), Pictures(), TRAIN, tmp_path, about)
+    mark = json.loads((tmp_path / "run.json").read_text())
+    for part, name in ((mark["train"], "save_minutes"), (mark["train"], "compile"), (mark["about"], "spread")):
+        del part[name]
+    del mark["about"]["model"]["checkpoint"]
+    (tmp_path / "run.json").write_text(json.dumps(mark))
+    with pytest.raises(InputError, match=r"holds another run \(model.width differ"):
+        fit(task("diffusion"), Pictures(), TRAIN, tmp_path, about | {"model": replace(tiny.UNET, width=16)})
+    with pytest.raises(InputError, match=r"holds another run \(spread differ"):
+        fit(task("diffusion"), Pictures(), TRAIN, tmp_path, about | {"spread": True})
+    assert fit(task("diffusion"), Pictures(), TRAIN, tmp_path, about) == 8
 
 
 # A budget in minutes ------------------------------------------------------------------------------------------------
