@@ -5,6 +5,7 @@ import builtins
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 import types
@@ -246,6 +247,141 @@ def test_turning_a_knob_draws_what_it_says(drawn):
 def test_a_row_with_a_knob_that_does_not_exist_is_refused(drawn):
     with pytest.raises(ValueError, match="widht: not one of the knobs label, steps"):
         widgets.knobs(drawn, CHOICES, [{"widht": 3}], "Two rows.")
+
+
+# Painting -----------------------------------------------------------------------------------------------------------
+
+START = torch.tensor([[0, 0, 1, 2, 2], [0, 1, 1, 2, 0], [1, 1, 1, 1, 2]])
+COLOURS, NAMES = ("#ff0000", "#00ff00", "#0000ff"), ("red", "green", "blue")
+
+
+def test_without_anywidget_nobody_paints_and_a_line_says_how_to(drawn, displayed, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "anywidget", None)  # import raises ImportError
+    painting = widgets.painter(START, COLOURS, NAMES, "Three colours.")
+    assert painting.canvas is None and torch.equal(painting.labels, START)
+    assert [set(data) for data, _ in displayed] == [{"image/png", "text/plain"}, {"text/markdown", "text/plain"}]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "pip install anywidget" in line and "output.enable_custom_widget_manager()" in line
+
+
+@pytest.mark.parametrize("variable, value", [("LDM_LITE_FAST", "1"), ("LDM_LITE_WIDGETS", "0")])
+def test_fast_and_stored_notebooks_have_no_canvas(drawn, displayed, monkeypatch, capsys, variable, value):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(widgets, "easel", None)  # would raise if it were called
+    assert torch.equal(widgets.painter(START, COLOURS, NAMES, "Three colours.").labels, START)
+    assert "pip install anywidget" in capsys.readouterr().out
+
+
+def test_what_is_painted_is_what_the_notebook_reads(monkeypatch, drawn, capsys):
+    pytest.importorskip("anywidget", reason="anywidget is optional: it brings the canvas")
+    from IPython import display
+
+    shown = []
+    monkeypatch.setattr(figures, "interactive", lambda: True)
+    monkeypatch.setattr(display, "display", lambda data, **_: shown.append(data))
+    painting = widgets.painter(START, COLOURS, NAMES, "Three colours.", under=torch.zeros(3, 3, 5))
+    assert shown[-1] is painting.canvas and not capsys.readouterr().out
+    assert torch.equal(painting.labels, START) and painting.canvas.size == [3, 5]
+    assert Image.open(io.BytesIO(base64.b64decode(painting.canvas.under))).size == (5, 3)
+    painted = START.flatten().tolist()
+    painted[7], painted[14] = 2, 0
+    painting.canvas.labels = base64.b64encode(bytes(painted)).decode()  # as the browser sets it
+    assert painting.labels.flatten().tolist() == painted and painting.labels.dtype == torch.int64
+    assert torch.equal(painting.start, START)
+
+
+NODE = """
+const el = (kind, style = {}) => ({ kind, style, children: [], appendChild(e) { this.children.push(e); return e; },
+  setPointerCapture() {}, getContext: () => ({ fillRect() {}, drawImage() {} }),
+  getBoundingClientRect: () => ({ left: 10, top: 20, width: 90, height: 70 }) });
+globalThis.document = { createElement: el };
+globalThis.Image = class {};
+const state = STATE;
+const model = { get: (k) => state[k], set: (k, v) => { state[k] = v; }, save_changes() {} };
+const root = el("div");
+render({ model, el: root });
+const [canvas, row, tools] = root.children;
+const size = tools.children[0].children[0];
+const at = (x, y) => ({ clientX: 10 + 10 * x, clientY: 20 + 10 * y, pointerId: 1 });
+size.value = 1;
+row.children[2].onclick();
+canvas.onpointermove(at(2.5, 6.5));
+canvas.onpointerdown(at(0.5, 0.5)); canvas.onpointermove(at(8.5, 0.5)); canvas.onpointerup(at(8.5, 0.5));
+canvas.onpointermove(at(0.5, 6.5)); canvas.onpointerup(at(0.5, 6.5));
+size.value = 4;
+canvas.onpointerdown(at(4.5, 4.5)); canvas.onpointerup(at(4.5, 4.5));
+console.log(state.labels);
+tools.children[1].onclick();
+console.log(state.labels);
+"""
+
+
+def test_a_brush_paints_lines_and_discs_of_its_width_and_start_again_takes_them_back(tmp_path):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node, which runs the canvas's JavaScript")
+    start = (torch.arange(63) % 2).view(7, 9)
+    first = base64.b64encode(bytes(start.flatten().tolist())).decode()
+    state = {"size": [7, 9], "colours": COLOURS, "names": NAMES, "labels": first, "brush": 1, "under": ""}
+    code = widgets.PAINTER.replace("export default { render };", NODE.replace("STATE", json.dumps(state)))
+    (tmp_path / "painter.mjs").write_text(code, encoding="utf-8")
+    painted, again = subprocess.check_output([node, tmp_path / "painter.mjs"], text=True).split()
+    expected = start.clone()
+    expected[0] = 2
+    y, x = torch.arange(7)[:, None], torch.arange(9)
+    expected[(y - 4) ** 2 + (x - 4) ** 2 <= 2**2] = 2
+    assert list(base64.b64decode(painted)) == expected.flatten().tolist()
+    assert again == first
+
+
+def test_labels_without_a_colour_or_a_name_are_refused():
+    with pytest.raises(ValueError, match="labels 0 to 2; names and colours: one for each"):
+        widgets.painter(START, COLOURS[:2], NAMES[:2], "Two colours.")
+    with pytest.raises(ValueError, match="one for each"):
+        widgets.painter(START, COLOURS, NAMES[:2], "Two names.")
+
+
+def test_labels_are_coloured_over_white_or_over_a_picture():
+    under = torch.linspace(-1, 1, 45).view(3, 3, 5)
+    solid = widgets.coloured(START, COLOURS)
+    assert (
+        solid.shape == (3, 3, 5) and solid[:, 0, 2].tolist() == [-1, 1, -1] and solid[:, 1, 3].tolist() == [-1, -1, 1]
+    )
+    clear = widgets.coloured(START, ("#ff0000", "#00000000", "#0000ff80"), under)
+    assert torch.equal(clear[:, START == 1], under[:, START == 1])
+    assert torch.equal(clear[:, START == 0], solid[:, START == 0])
+    half = 128 / 255
+    torch.testing.assert_close(clear[:, 1, 3], half * solid[:, 1, 3] + (1 - half) * under[:, 1, 3])
+    assert torch.equal(widgets.coloured(START.expand(2, 3, 5), COLOURS)[1], solid)
+
+
+@pytest.mark.parametrize(
+    "form, points, share",
+    [
+        (("rectangle",), (0.2, 0.1, 0.7, 0.9), 0.5 * 0.8),
+        (("ellipse",), (0.2, 0.1, 0.7, 0.9), math.pi / 4 * 0.5 * 0.8),
+        (("polygon",), (0.1, 0.1, 0.9, 0.2, 0.3, 0.8), 0.5 * (0.8 * 0.7 - 0.1 * 0.2)),
+        # a bar and, at its ends, two halves of a disc; widths and heights in shares of a picture twice as wide as tall
+        (("stroke", 0.2), (0.2, 0.5, 0.8, 0.5), 0.6 * 0.2 + math.pi * 0.1**2 / 2),
+        (("stroke", 0.4), (0.5, 0.5), math.pi * 0.2**2 / 2),
+    ],
+)
+def test_a_shape_covers_its_area(form, points, share):
+    name, *width = form
+    drawn = widgets.shapes(torch.zeros(150, 300), [(name, 3, points, *width)])
+    assert drawn.unique().tolist() == [0, 3]
+    assert float((drawn == 3).float().mean()) == pytest.approx(share, rel=0.01)
+
+
+def test_shapes_are_drawn_one_over_the_other_where_a_pixel_s_middle_is_inside():
+    drawn = widgets.shapes(START, [("rectangle", 7, (0, 0, 0.4, 1)), ("rectangle", 8, (0.2, 0.34, 0.6, 1))])
+    assert drawn.tolist() == [[7, 7, 1, 2, 2], [7, 8, 8, 2, 0], [7, 8, 8, 1, 2]]
+    assert START.tolist()[0] == [0, 0, 1, 2, 2]
+
+
+def test_a_shape_of_another_form_is_refused():
+    with pytest.raises(ValueError, match="form: star is not rectangle, ellipse, polygon or stroke"):
+        widgets.shapes(START, [("star", 1, (0, 0, 1, 1))])
 
 
 # The set-up cell ----------------------------------------------------------------------------------------------------
