@@ -151,12 +151,12 @@ def legend(image: Tensor, colours: Sequence[str], names: Sequence[str]) -> Any:
     """The figure of an image (3, H, W) with the names of its colours beside it."""
     from matplotlib.patches import Patch
 
-    columns = -(-len(names) // 12)
-    figure, axis = figures.canvas(3.1 * image.shape[2] / image.shape[1] + 1.2 * columns, 3.1)
+    columns = -(-len(names) // 14)
+    figure, axis = figures.canvas(3.1 * image.shape[2] / image.shape[1] + 1.4 * columns, 3.1)
     axis.imshow(figures.pixels(image), interpolation="nearest")
     axis.axis("off")
     patches = [Patch(facecolor=c, edgecolor=figures.LINE, label=name) for c, name in zip(colours, names)]
-    axis.legend(handles=patches, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, fontsize=9)
+    figure.legend(handles=patches, loc="outside right center", ncols=columns, fontsize=9)
     return figure
 
 
