@@ -100,6 +100,15 @@ def agreed(value: Any, what: str) -> None:
         raise error
 
 
+def largest(value: int) -> int:
+    """Of all ranks."""
+    if not distributed():
+        return value
+    values: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(values, value)
+    return max(values)
+
+
 def gathered(numbers: Mapping[str, float], *asked: bool) -> tuple[dict[str, float], *tuple[bool, ...]]:
     """(means over all ranks, for each question whether any of them asks it): what a step ends with, in one message."""
     if not distributed():

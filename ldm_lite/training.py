@@ -53,12 +53,13 @@ class TrainConfig:
     save_minutes: float = 0.0  # and minutes, for a machine that may be taken away, such as Colab's; 0 for steps alone
     sample_every: int = 0  # steps between sample grids, 0 for none
     workers: int = 0  # processes that prepare batches
+    memory: float = 0.0  # GiB of the GPU that the run may take: accumulate is raised until it does; 0 is all there is
     compile: bool | None = None  # the denoiser: a minute that pays in a long run on a GPU; None is there alone
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         one_or_more(steps=self.steps, batch=self.batch, accumulate=self.accumulate, save_every=self.save_every)
-        for name in ("warmup", "sample_every", "workers", "weight_decay", "save_minutes"):
+        for name in ("warmup", "sample_every", "workers", "weight_decay", "save_minutes", "memory"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
         for name in ("lr", "clip"):
@@ -70,6 +71,32 @@ class TrainConfig:
             raise InputError(f"ema: {self.ema} is not in [0, 1)")
         if self.batch % self.accumulate:
             raise InputError(f"accumulate: a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
+
+
+def room(task: Any, batch: Mapping[str, Any], config: TrainConfig) -> int | None:
+    """The fewest equal parts of a batch of which one goes through the task; None where not even one image does."""
+    for k in range(1, config.batch + 1):
+        if config.batch % k or k < config.accumulate:
+            continue
+        try:
+            task.trial(next(parts(batch, k)))
+            return k
+        except torch.OutOfMemoryError:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return None
+
+
+def too_large(task: Any, batch: Mapping[str, Any], config: TrainConfig) -> InputError:
+    """What to do where a step took more memory than there is."""
+    once = config.batch // config.accumulate
+    found = room(task, batch, config) if hasattr(task, "trial") else None
+    if found is None:
+        return InputError(f"batch: {once} images at once do not fit into memory, nor does one; take a smaller model")
+    return InputError(
+        f"batch: {once} images at once do not fit into memory, {config.batch // found} do: "
+        f"--train.accumulate {found} learns the same in more parts"
+    )
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -207,6 +234,18 @@ class Descent:
             self.ema.update()
         return {name: float(number) for name, number in totals.items()} | {"grad": float(grad), "lr": rate}
 
+    def trial(self, part: Mapping[str, Any], loss: Any) -> None:
+        """One part's loss and gradient, and room for the optimizer's two averages of it; nothing is learned."""
+        try:
+            self.module.train()
+            with self.autocast():
+                value, _ = loss(part)
+            value.backward()
+            if not self.optimizer.state:
+                [torch.empty_like(p) for p in self.parameters for _ in range(2)]
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
     def alone(self, more: bool) -> Any:
         """Context of a part after which more follow: only the last one's gradients are sent, with those before."""
         return self.replica.no_sync() if more and self.replica is not self.module else nullcontext()
@@ -275,6 +314,9 @@ class DiffusionTask:
         loss = self.descent.replica(batch, self.dropout).mean()
         return loss, {"loss": loss}
 
+    def trial(self, part: dict[str, Any]) -> None:
+        self.descent.trial(part, self.loss)
+
     def picture(self, batch: Mapping[str, Any]) -> Tensor:
         """Sixteen samples under the batch's conditions, drawn with the averaged weights."""
         some = {k: v[:16] for k, v in batch.items()}  # captions and layouts are lists
@@ -326,6 +368,14 @@ class AutoencoderTask:
 
     def critic_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective.judged(self.critic.replica, batch["image"], batch["reconstruction"])
+
+    def trial(self, part: dict[str, Any]) -> None:
+        self.now, self.seen = self.config.steps, []  # late, when the critic judges too
+        self.descent.trial(part, self.loss)
+        if self.objective.critic is not None:
+            both = {"image": part["image"], "reconstruction": self.seen[0][0]}
+            self.critic.trial(both, self.critic_loss)
+        self.seen = []
 
     def restart(self) -> None:
         """Moves the codes that no latent has chosen for a while to where latents are, and their averages with them."""
@@ -556,10 +606,16 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     stop = Interrupt()
     with stop, log:
         source = batches(data, step, config, rank, world)
+        if config.memory and place.type == "cuda":
+            config = fitted(task, moved(next(source), place), config)
+            source = batches(data, step, config, rank, world)
         while step < config.steps:
             torch.manual_seed(mix(config.seed, step, 0) + rank * config.accumulate)  # a seed for each part of each rank
             batch = moved(next(source), place)
-            numbers = task.step(batch, step)
+            try:
+                numbers = task.step(batch, step)
+            except torch.OutOfMemoryError:
+                raise too_large(task, batch, config) from None
             due = bool(config.save_minutes) and time.monotonic() - kept >= 60 * config.save_minutes and rank == 0
             numbers, asked, due = processes.gathered(numbers, stop.asked, due)
             for name in ("loss", "grad"):
@@ -592,6 +648,21 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
                 raise Stopped(f"stopped at step {step} of {config.steps}; the same command goes on from there")
     processes.alone(task.save, out / "model")
     return step
+
+
+def fitted(task: Task, batch: Mapping[str, Any], config: TrainConfig) -> TrainConfig:
+    """The config with a batch in as many parts as fit into config.memory, on the rank that has least room."""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory * 2**30 / total))
+    found = room(task, batch, config)
+    most = processes.largest(config.batch + 1 if found is None else found)
+    if most > config.batch:
+        raise InputError(f"memory: not even one image fits into {config.memory:g} GiB; take a smaller model")
+    task.config = config = replace(config, accumulate=most)
+    for descent in (getattr(task, "descent", None), getattr(task, "critic", None)):
+        if descent is not None:
+            descent.config = replace(descent.config, accumulate=most)
+    return config
 
 
 def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]) -> tuple[TrainConfig, int]:
@@ -628,7 +699,9 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
     mark = out / "run.json"
     if mark.exists():
         there = completed(read(mark), config, about)
-        if there != this:
+        if there != this and not begun(out):
+            write(mark, this)
+        elif there != this:
             changed = sorted(differences(there, this))
             hint, before = "", there["train"].get("batch")
             if "train.batch" in changed and before and before % world == 0:
@@ -641,6 +714,13 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
     else:
         write(mark, this)
+
+
+def begun(out: Path) -> bool:
+    """Whether the run in `out` has made a step: one that has not is given up for another."""
+    log = out / "log.csv"
+    steps = log.is_file() and len(log.read_bytes().splitlines()) > 1
+    return steps or (out / "checkpoint.pt").exists() or (out / "model").exists()
 
 
 def completed(there: dict[str, Any], config: TrainConfig, about: Mapping[str, Any]) -> dict[str, Any]:

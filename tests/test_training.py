@@ -510,6 +510,61 @@ def test_checkpoints_come_by_the_clock_where_a_machine_may_be_taken_away(tmp_pat
     assert saved == [8]
 
 
+def crowded(job, most: int):
+    """The task on a machine where so many images fit at once."""
+    own = job.loss
+
+    def loss(batch):
+        if len(next(iter(batch.values()))) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return own(batch)
+
+    job.loss = loss
+    return job
+
+
+@EACH
+@pytest.mark.parametrize(("most", "parts"), [(6, 1), (3, 2), (2, 3), (1, 6)])
+def test_a_batch_that_does_not_fit_says_which_would_and_nothing_is_learned(kind, most, parts, tmp_path):
+    config = replace(PLAIN, ema=0.9)
+    job = crowded(task(kind, config), most)
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    batch = {"image": Pictures().images[:6], "label": torch.arange(6) % 3}
+    assert training.room(job, batch, config) == parts
+    torch.testing.assert_close(dict(job.model.state_dict()), before, rtol=0, atol=0)
+    assert not job.descent.optimizer.state and all(p.grad is None for p in job.model.parameters())
+    if parts > 1:
+        with pytest.raises(InputError) as error:
+            fit(job, Pictures(), config, tmp_path)
+        says = f"batch: 6 images at once do not fit into memory, {most} do: --train.accumulate {parts} learns the same"
+        assert str(error.value).startswith(says)
+        advised = replace(config, accumulate=parts)  # in the same folder, since nothing was learned there
+        assert fit(crowded(task(kind, advised), most), Pictures(), advised, tmp_path) == 8
+
+
+def test_a_model_of_which_not_one_image_fits_says_so(tmp_path):
+    with pytest.raises(InputError, match="6 images at once do not fit into memory, nor does one; take a smaller model"):
+        fit(crowded(task("diffusion", PLAIN), 0), Pictures(), PLAIN, tmp_path)
+
+
+def test_a_run_that_may_take_so_much_memory_goes_in_as_many_parts_as_fit(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=40 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    config = replace(PLAIN, memory=15.0)
+    job = crowded(task("sharp", config), 2)
+    batch = {"image": Pictures().images[:6]}
+    found = training.fitted(job, batch, config)
+    assert (
+        found.accumulate == job.config.accumulate == job.descent.config.accumulate == job.critic.config.accumulate == 3
+    )
+    assert asked == [15 / 40]
+    job.step(batch, 0)  # and goes through
+    with bad("memory: not even one image fits into 15 GiB; take a smaller model", tmp_path):
+        training.fitted(crowded(task("diffusion", config), 0), batch | {"label": torch.zeros(6).long()}, config)
+
+
 def test_a_run_of_a_version_with_fewer_settings_is_gone_on_with(tmp_path):
     class Stopping(Exception):
         pass
