@@ -636,13 +636,17 @@ def convert(arguments: list[str]) -> None:
     from .checkpoints import save_compvis, save_diffusers
     from .folders import found
     from .latent import LatentDiffusion, restored, store
+    from .originals import ORIGINALS, original
 
     about = "Copies a model, with its card, in another precision or layout. MODEL may be CompVis's (a .ckpt or "
-    about += ".safetensors file) or diffusers' (a folder): convert model.ckpt runs/faces --expect celebahq-ldm4"
+    about += ".safetensors file) or diffusers' (a folder): convert model.ckpt runs/faces --expect celebahq-ldm4; or a "
+    about += f"published one's name, which is fetched first: {', '.join(ORIGINALS)}"
     names, rest = taken(arguments, "ldm-lite convert", "a model and where to write it", 2)
     settings = options(ConvertConfig, ConvertConfig(), rest, "ldm-lite convert MODEL FOLDER", about)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.dtype]
     target, may = Path(names[1]), PUBLISHED[settings.layout]
+    if names[0] in ORIGINALS and not Path(names[0]).exists():
+        names[0], settings = str(original(names[0])), dataclasses.replace(settings, expect=settings.expect or names[0])
     if target.is_dir() and any(p.name not in may for p in target.iterdir()):
         raise InputError(f"{target}: holds something other than a model; choose another folder")
     theirs = foreign(Path(names[0]), settings)

@@ -133,7 +133,7 @@ FLOORS = [
     {"data", "metrics"},
     {"presets"},
     {"reading", "editing", "inputs"},
-    {"runs", "checkpoints", "protocol"},
+    {"runs", "checkpoints", "protocol", "originals"},
     {"demo"},
     {"cli"},
 ]

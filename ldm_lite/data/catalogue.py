@@ -104,22 +104,31 @@ def terms(name: str) -> str:
 
 def agreed_to(name: str, yes: bool = False) -> None:
     """Returns once the user has agreed to the terms, now or before. InputError otherwise."""
+    consent(terms(name), yes)
+
+
+def consent(what: str, yes: bool = False) -> None:
+    """Returns once the user has agreed to fetch something on its terms, now or before. InputError otherwise."""
     held, yes = _held(), yes or bool(os.environ.get(YES))
-    if terms(name) in held:
+    if what in held:
         return
     if not yes and sys.stdin is not None and sys.stdin.isatty():
-        print(terms(name))
+        print(what)
         yes = input("Fetch it on these terms? [y/N] ").strip().lower() in ("y", "yes")
     if not yes:
-        raise InputError(f"{terms(name)}; add --yes to fetch it on these terms")
-    print(terms(name), file=sys.stderr)
+        raise InputError(f"{what}; add --yes to fetch it on these terms")
+    print(what, file=sys.stderr)
     with whole(_marks()) as temporary:
-        temporary.write_text(json.dumps([*held, terms(name)], indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps([*held, what], indent=1), encoding="utf-8")
+
+
+def cache() -> Path:
+    """The user's folder for what is fetched once."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ldm_lite"
 
 
 def _marks() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "ldm_lite" / "agreed.json"
+    return cache() / "agreed.json"
 
 
 def _held() -> list[str]:
