@@ -35,6 +35,7 @@ from .losses import LossConfig
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
 
+HELD_OUT = 2048  # of a stream, that are kept in memory
 CAPTIONS = 2000  # of a dataset, from which the byte pairs of a text encoder are learned
 
 
@@ -50,6 +51,7 @@ class DataConfig:
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     strict: bool = False  # an unreadable image stops the run instead of being skipped
+    stream: bool = False  # a dataset of the hub, as it arrives: nothing is kept on the disk, nor cached as latents
 
     def __post_init__(self) -> None:
         one_or_more(size=self.size, count=self.count)
@@ -67,6 +69,9 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     if config.path == "photographs" and not Path(config.path).exists():
         raise InputError("data.path: whose photographs? give a folder with --data PATH")
     settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
+    if config.stream:
+        images = streamed(config, split, settings)
+        return images if split == "train" else images.take(HELD_OUT)
     if (Path(config.path) / data.lsun.FILE).is_file():  # LSUN's, of which the other split may lie beside it
         other = Path(config.path.replace("_train_lmdb", "_val_lmdb"))
         if str(other) != config.path and (other / data.lsun.FILE).is_file():
@@ -85,6 +90,18 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     kept = [row for row in range(len(images)) if (row % 20 == 19) == (split != "train")]
     rows = kept or range(len(images))  # too few to keep any
     return Part(images, list(rows)[: config.count if split == "train" else None])
+
+
+def streamed(config: DataConfig, split: str, settings: dict[str, Any]) -> Any:
+    """A dataset as it arrives. InputError for what is not on the hub."""
+    from . import data
+
+    if config.path in data.KNOWN and not Path(config.path).exists():
+        return data.known(config.path, split, streaming=True, **settings)
+    source = config.path.removeprefix("hub:")
+    if source == config.path and not any(Path(source).glob("**/*.parquet")):
+        raise InputError(f"stream: {config.path} is neither on the hub nor Parquet; leave --data.stream out")
+    return data.HubImages(source, split, streaming=True, **settings)
 
 
 class Part:
@@ -136,7 +153,8 @@ def told_images(data: DataConfig, condition: Any, split: str = "train") -> Any:
             images = with_low_res(images, part.factor, part.degradation)
         elif isinstance(part, InpaintingConfig):
             images = with_mask(images)
-    held = images[0] if keys and len(images) else {}
+    first = next(iter(images), {}) if data.stream else images[0] if len(images) else {}
+    held = first if keys else {}
     for key in keys if held else ():
         if key not in held:
             raise InputError(f"{key}: {data.path} has none; its items have {', '.join(held)}")
@@ -220,6 +238,7 @@ class DiffusionRecipe:
         if isinstance(part, TextConfig) and not part.merges and not part.tokenizer:
             from .tokens import learned
 
+            images = images.take(CAPTIONS) if self.data.stream else images
             some = (images[row]["caption"] for row in range(min(len(images), CAPTIONS)))
             return replace(part, merges=learned(some, part.vocabulary))
         for kind, names in ((BoxesConfig, "box_names"), (SemanticMapConfig, "segment_names")):

@@ -99,6 +99,7 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
         torch.manual_seed(mix(recipe.train.seed, task.config.steps) + processes.rank())
         with task.descent.averaged(), torch.no_grad(), task.descent.autocast():
             # spread over the dataset: neighbours in a folder may be alike
+            images = images.take(MEASURED) if recipe.data.stream else images
             rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().tolist()
             own = rows[processes.rank() :: processes.count()]
             model.measure_scale(batch["image"].to(device()) for batch in batches(images, own))
@@ -119,7 +120,7 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
-    if recipe.cache and unfinished(out):
+    if recipe.cache and not recipe.data.stream and unfinished(out):
         from .data import cache_latents
 
         processes.alone(claim, out, recipe)

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from . import processes
 from .autoencoder import Code
@@ -540,6 +540,16 @@ def collated(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+class Flow(IterableDataset):
+    """A rank's share of a stream, from its item `first` on."""
+
+    def __init__(self, data: Any, first: int, rank: int, world: int):
+        self.data, self.place = data, (first, rank, world)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.data.flow(*self.place)
+
+
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Batches one after the other, as one."""
     if len(parts) == 1:
@@ -560,7 +570,10 @@ def _deaf(worker: int) -> None:
 
 
 def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-    """The batches of steps start … config.steps - 1."""
+    """The batches of steps start … config.steps - 1; of a stream, without an end."""
+    if getattr(data, "streaming", False):
+        settings = {"num_workers": config.workers, "collate_fn": collated, "worker_init_fn": _deaf}
+        return iter(DataLoader(Flow(data, start * config.batch, rank, world), config.batch, **settings))
     if not len(data):
         raise InputError("the dataset is empty")
     order = (rows(step, len(data), config, rank, world) for step in range(start, config.steps))

@@ -1,6 +1,7 @@
 """ImageFolder, HubImages and cached latents. The built-in scenes have a file of their own."""
 
 import io
+import itertools
 import pickle
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from ldm_lite.data.cache import Shards
 from ldm_lite.data.folder import decoded, pixels
 from ldm_lite.diffusion import Diffusion, VariancePreserving
 from ldm_lite.latent import LatentDiffusion
-from ldm_lite.presets import Part
+from ldm_lite.presets import DataConfig, Part, dataset
 from ldm_lite.training import Drawn, TrainConfig, batches, precision
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
@@ -526,11 +527,80 @@ def test_the_first_rows_of_a_stream_can_be_trained_on(hub):
     assert next(batches(some, 0, TrainConfig(steps=1, batch=2)))["image"].shape == (2, 3, 7, 7)
 
 
-def test_a_stream_itself_cannot_be_trained_on_and_says_what_can(hub):
+def test_a_stream_cannot_be_cached_and_says_what_can(hub):
     stream = HubImages(hub, size=11, streaming=True)
-    for refused in (lambda: batches(stream, 0, TrainConfig()), lambda: cache_latents(Pixels(), stream)):
-        with pytest.raises(InputError, match=r"a stream has no length and no rows; use take\(count\), or streaming=F"):
-            refused()
+    with pytest.raises(InputError, match=r"a stream has no length and no rows; use take\(count\), or streaming=False"):
+        cache_latents(Pixels(), stream)
+
+
+@pytest.fixture
+def files(datasets, tmp_path):
+    """A repository of three files with 3, 4 and 4 rows, whose captions tell them apart."""
+    kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    for k, (n, first) in enumerate(((3, 0), (4, 3), (4, 7))):
+        path = tmp_path / "three" / "data" / f"train-0000{k}-of-00003.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = {k: v for k, v in rows_of(n, first).items() if k != "label"}
+        datasets.Dataset.from_dict(rows, features=kinds).to_parquet(str(path))
+    return tmp_path / "three"
+
+
+def flowing(files, n, first=0, rank=0, world=1):
+    stream = HubImages(files, size=7, crop="random", streaming=True, seed=5)
+    return list(itertools.islice(stream.flow(first, rank, world, buffer=4), n))
+
+
+def test_a_stream_flows_without_an_end_each_row_once_an_epoch_in_other_orders(files):
+    names = [item["caption"] for item in flowing(files, 33)]
+    epochs = [names[:11], names[11:22], names[22:]]
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 11 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
+    assert names == [item["caption"] for item in flowing(files, 33)]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_ranks_share_a_stream_without_overlap_or_loss(files, world):
+    """Three files for two or four ranks are shared by rows, for three by files; none of them ends before another."""
+    stream = HubImages(files, size=7, streaming=True, seed=5)
+    shares = [[item["caption"] for item in stream.flow(0, rank, world, 4, epochs=1)] for rank in range(world)]
+    assert sorted(name for share in shares for name in share) == sorted(f"picture {k}" for k in range(11))
+    assert len(flowing(files, 24, 0, world - 1, world)) == 24
+
+
+def test_a_stream_goes_on_where_it_was_stopped(files):
+    whole = flowing(files, 30)
+    for first in (1, 11, 17):
+        rest = flowing(files, 30 - first, first)
+        assert all(equal(a, b) for a, b in zip(rest, whole[first:], strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_trained_on_in_batches_that_have_no_end(files, workers):
+    stream = HubImages(files, size=7, streaming=True)
+    config = TrainConfig(steps=4, batch=4, workers=workers)
+    found = list(itertools.islice(batches(stream, 0, config), 8))
+    assert all(batch["image"].shape == (4, 3, 7, 7) and len(batch["caption"]) == 4 for batch in found)
+    seen = {name for batch in found for name in batch["caption"]}
+    assert seen == {f"picture {k}" for k in range(11)}
+
+
+def test_a_recipe_trains_on_a_stream(datasets, tmp_path, monkeypatch):
+    from ldm_lite import cli
+
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "validation"):
+        rows = {"image": [{"bytes": encoded(gradient(19, 17)), "path": None}] * 9, "text": ["a picture"] * 9}
+        kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+        path = tmp_path / "mine" / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=kinds).to_parquet(str(path))
+    small = ["--data", "mine", "--data.stream", "True", "--data.size", "16", "--train.workers", "0"]
+    small += ["--train.batch", "4", "--model.width", "8", "--steps", "2"]
+    assert cli.main(["train", "autoencoder", *small]) == 0
+    assert cli.main(["train", "ldm-text", *small, "--model.head_channels", "8"]) == 0
+    assert not (tmp_path / "runs/ldm-text/latents").exists()
+    with pytest.raises(InputError, match="stream: yours is neither on the hub nor Parquet"):
+        dataset(DataConfig("yours", stream=True))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..config import InputError, one_or_more
 from .folder import Crop, Pictures, Size, Source, Unreadable, header
@@ -110,6 +113,47 @@ class HubImages(Pictures):
             except Unreadable as why:
                 self.reject(i, why)
 
+    def flow(
+        self, first: int = 0, rank: int = 0, world: int = 1, buffer: int = 1000, epochs: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """A stream's items, of so many epochs or without an end, for rank `rank` of `world`.
+
+        Together the ranks see each row once an epoch, in an order by the seed: files by chance, rows among so many in
+        the buffer. The workers of a DataLoader share a rank's files.
+
+        first: so many items are passed over, undecoded, to go on where a run was stopped; where some cannot be decoded,
+        it goes on as many rows earlier."""
+        from datasets.distributed import split_dataset_by_node
+        from torch.utils.data import get_worker_info
+
+        # one file at a time: from several at once, newer versions sleep five seconds at the end of each epoch
+        several = "max_buffer_input_shards" in inspect.signature(self.data.shuffle).parameters
+        data: Any = self.data.shuffle(
+            seed=self.seed, buffer_size=buffer, **({"max_buffer_input_shards": 1} if several else {})
+        )
+        data = split_dataset_by_node(data, rank, world) if world > 1 else data
+        worker = get_worker_info()
+        left = first // worker.num_workers + (worker.id < first % worker.num_workers) if worker else first
+        place = (rank, worker.id if worker else 0)
+        for epoch in count() if epochs is None else range(epochs):
+            data.set_epoch(epoch)
+            seen = 0
+            for i, row in enumerate(self._guarded(data)):
+                seen += 1
+                if left:
+                    left -= 1
+                    continue
+                random = np.random.default_rng((self.seed, epoch, *place, i)).random(3)
+                source, about = self._parts(row, random[2])
+                try:
+                    yield {"image": self.square(self._tall(i, source), *random[:2]), **about}
+                except Unreadable as why:
+                    self.reject(i, why)
+            if not seen:
+                files = getattr(self.data, "n_shards", 1)
+                workers = worker.num_workers if worker else 1
+                raise InputError(f"{self.source}: {files} files for {world} processes of {workers} workers: too few")
+
     def take(self, count: int) -> HubImages:
         """The first `count` rows, with rows and a length. They are kept in memory, encoded."""
         one_or_more(count=count)
@@ -120,8 +164,11 @@ class HubImages(Pictures):
         return some
 
     def _arriving(self) -> Iterator[dict[str, Any]]:
+        return self._guarded(self.data)
+
+    def _guarded(self, data: Any) -> Iterator[dict[str, Any]]:
         try:
-            yield from self.data
+            yield from data
         except Exception as error:
             raise failure(self.source, error) from error
 
