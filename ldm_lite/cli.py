@@ -39,10 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(f"usage: ldm-lite COMMAND …   (ldm-lite COMMAND --help)\n\n{listed(COMMANDS)}")
+            print(
+                "\nEvery command takes --device cuda, mps or cpu, and --yes, which agrees to terms of what is fetched."
+            )
             return 0
-        command, rest = arguments[0], [argument for argument in arguments[1:] if argument != "--yes"]
-        if len(rest) < len(arguments) - 1:  # the terms of a dataset of the hub are agreed to
-            os.environ["LDM_LITE_YES"] = "1"
+        command, rest = arguments[0], everywhere(arguments[1:])
         if command == "--version":
             from . import __version__
 
@@ -63,6 +64,22 @@ def main(arguments: list[str] | None = None) -> int:
         if not quiet:
             print(f"\nldm-lite: {error or 'stopped'}", file=sys.stderr)
         return 130
+
+
+def everywhere(arguments: list[str]) -> list[str]:
+    """Takes what every command has from its arguments, into the environment: other processes of a run see it too."""
+    rest, waiting = [], iter(arguments)
+    for argument in waiting:
+        name, _, value = argument.partition("=")
+        if argument == "--yes":  # the terms of what is fetched are agreed to
+            os.environ["LDM_LITE_YES"] = "1"
+        elif name == "--device":
+            os.environ["LDM_LITE_DEVICE"] = value or next(waiting, "")
+            if not os.environ["LDM_LITE_DEVICE"]:
+                raise InputError("device: cuda, mps or cpu is needed after --device")
+        else:
+            rest.append(argument)
+    return rest
 
 
 def listed(rows: dict[str, str]) -> str:

@@ -588,7 +588,7 @@ MEANING = {
     "psnr_without_texture": "dB, against the same scenes drawn without texture",
     "latent_std": "of held-out latents",
     "validation_loss": "of the denoiser",
-    "samples": "drawn with guidance, by class in turn",
+    "samples": "drawn; where a class is told, the classes in turn",
     "ssim": "1 for equal pictures",
     "lpips": 'on Features("scenes"), 0 for equal pictures',
     "rfid": 'on Features("scenes"), of the reconstructions',

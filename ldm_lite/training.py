@@ -153,10 +153,21 @@ class EMA:
 
 
 def device() -> torch.device:
-    """The first CUDA device, else Apple's, else the CPU."""
-    if torch.cuda.is_available():
+    """This process's CUDA device, else Apple's, else the CPU; or LDM_LITE_DEVICE (cuda, mps, cpu), which --device sets.
+
+    InputError for one that is asked for and is not there."""
+    asked = os.environ.get("LDM_LITE_DEVICE", "")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked and asked not in there:
+        raise InputError(f"device: {asked} is not one of {', '.join(there)}")
+    if asked and not there[asked]:
+        built = "" if asked != "cuda" or torch.version.cuda else "; this PyTorch was built without CUDA"
+        raise InputError(f"device: there is no {asked} here{built}; leave --device out to take what there is")
+    if asked in ("mps", "cpu"):
+        return torch.device(asked)
+    if there["cuda"]:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("mps" if there["mps"] else "cpu")
 
 
 def precision(wanted: str, place: torch.device) -> torch.dtype:

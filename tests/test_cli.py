@@ -514,3 +514,22 @@ def test_status_of_a_finished_run_and_of_one_that_has_not_begun(here, capsys):
     assert cli.main(["status", "runs/new"]) == 0
     assert capsys.readouterr().out.strip() == "new: no step yet; latents may be encoded first"
     assert refused(capsys, "status", "runs").endswith("runs: holds no run; one that was started has run.json")
+
+
+# The device ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_asked_for_and_not_there_is_said_before_anything_is_written(here, capsys, monkeypatch):
+    monkeypatch.setenv("LDM_LITE_DEVICE", "")
+    said = refused(capsys, "train", "tiny-kl2", "--device", "cuda")
+    assert "device: there is no cuda here" in said and said.endswith("leave --device out to take what there is")
+    assert not (here / "runs").exists()
+
+
+def test_the_cpu_can_be_asked_for_and_other_words_are_refused(here, capsys, monkeypatch):
+    monkeypatch.setenv("LDM_LITE_DEVICE", "")
+    assert cli.main(["train", "tiny-kl2", "--device=cpu"]) == 0
+    line = ("train", "tiny-kl2", "--out", "other", "--device")
+    assert refused(capsys, *line, "gpu").endswith("device: gpu is not one of cuda, mps, cpu")
+    assert refused(capsys, *line).endswith("cuda, mps or cpu is needed after --device")
