@@ -530,6 +530,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_said_before_anything_is_writte
 def test_the_cpu_can_be_asked_for_and_other_words_are_refused(here, capsys, monkeypatch):
     monkeypatch.setenv("LDM_LITE_DEVICE", "")
     assert cli.main(["train", "tiny-kl2", "--device=cpu"]) == 0
+    capsys.readouterr()
     line = ("train", "tiny-kl2", "--out", "other", "--device")
     assert refused(capsys, *line, "gpu").endswith("device: gpu is not one of cuda, mps, cpu")
     assert refused(capsys, *line).endswith("cuda, mps or cpu is needed after --device")
