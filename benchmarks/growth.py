@@ -1,10 +1,10 @@
 """Cost as work grows: python benchmarks/growth.py [--seconds 4]
 
 A training step and a sampling step of scenes-ldm4's UNet (its first stage has f = 4) for pictures of 64, 128, 256 and
-512 pixels and batches of 1 to 64: ms, and MiB beyond the model's. Last, the exponents: time ~ pixels^a batch^b, by least
-squares of the logarithms, pixels being all of a picture's. 1 is what convolutions cost; self-attention over all cells
-of a picture costs 2, and what is below 1 was not busy. Each memory is of a process of its own, looked at every 2 ms; on
-a GPU it is the card's own count. What is more than LIMIT is left out."""
+512 pixels and batches of 1 to 64: ms, and MiB beyond the model's. Last, the exponents: time ~ pixels^a batch^b, by
+least squares of the logarithms, pixels being all of a picture's. 1 is what convolutions cost; self-attention over all
+cells of a picture costs 2, and what is below 1 was not busy. Each memory is of a process of its own, looked at every
+2 ms; on a GPU it is the card's own count. What is more than LIMIT is left out."""
 
 from __future__ import annotations
 
