@@ -21,6 +21,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ldm_lite"
@@ -283,9 +284,24 @@ print(weights_folder({name!r}))"""
     assert folder.is_relative_to(python.parents[1])
 
 
+def asked(name: str, folder: Path) -> list[str]:
+    """The command that draws one picture by shipped weights, and the files that it names."""
+    gray = Image.new("L", (64, 64), 4)
+    gray.save(folder / "map.png")
+    gray.convert("RGB").resize((16, 16)).save(folder / "small.png")
+    gray.convert("RGB").save(folder / "image.png")
+    gray.point(lambda value: 255).save(folder / "mask.png")
+    (folder / "boxes.json").write_text('[{"kind": "house", "box": [0.2, 0.4, 0.5, 0.8]}]')
+    told = json.loads((SHIPPED / name / "config.json").read_text())["conditioner"]["type"]
+    edits = {"LowRes": ["upscale", name, "small.png", "out.png"]}
+    edits |= {"Inpainting": ["inpaint", name, "image.png", "mask.png", "out.png"]}
+    says = {"Text": ["--prompt", "a tree"], "Boxes": ["--boxes", "boxes.json"], "SemanticMap": ["--map", "map.png"]}
+    return edits.get(told) or ["sample", name, "-n", "1", *says.get(told, []), "-o", "out.png"]
+
+
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_installed_command_samples_from_shipped_weights(name, python, tmp_path):
-    command = [python.with_stem("ldm-lite"), "sample", name, "-n", "1", "--steps", "1", "-o", "out.png"]
+    command = [python.with_stem("ldm-lite"), *asked(name, tmp_path), "--steps", "1"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=outside())
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
