@@ -64,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not quiet:
             print(f"\nldm-lite: {error or 'stopped'}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads has read enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def everywhere(arguments: list[str]) -> list[str]:

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -502,6 +504,13 @@ def test_status_says_how_far_a_run_is_at_what_rate_and_how_long_it_takes(here, c
     assert said[0] == f"mine: step 120 of 200 (60 %), loss {loss:.4f}, as a mean of the last 100 steps"
     assert said[1] == "rate: 2.00 steps/s, 16.0 images/s; 1 min 0 s so far, 0 min 40 s left at this rate"
     assert said[2].startswith("last checkpoint: 0 min") and len(said) == 3
+
+
+def test_a_reader_that_has_read_enough_is_no_error(here):
+    under_way(here / "runs/mine", 120)
+    command = f"{sys.executable} -m ldm_lite status runs/mine | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_status_of_a_finished_run_and_of_one_that_has_not_begun(here, capsys):
