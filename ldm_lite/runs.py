@@ -607,6 +607,9 @@ MEANING = {
     "kinds": "share of the boxes asked for whose object is of the right kind",
     "miou": "mean over the 13 segments of intersection over union",
 }
+for _name in ("psnr", "ssim", "lpips", "rfid", "texture_kept"):
+    MEANING[f"{_name}_to_image"] = "of the samples, to the images"
+    MEANING[f"bicubic_{_name}_to_image"] = "of the small pictures enlarged"
 
 
 def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str, numbers: dict[str, Any]) -> None:
