@@ -9,15 +9,13 @@ cells of a picture costs 2, and what is below 1 was not busy. Each memory is of 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from memory import grown
 
 from ldm_lite.condition import Condition
 from ldm_lite.presets import recipe
@@ -65,31 +63,10 @@ def timed(work: Callable[[], None], seconds: float) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def grown(kind: str, pixels: int, batch: int) -> int:
+def taken(kind: str, pixels: int, batch: int) -> int:
     """MiB, at its largest, beyond what a step of one small picture took."""
     works(64, 1)[kind]()
-    work = works(pixels, batch)[kind]
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) >> 20
-    seen, done = [resident()], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.002):
-            seen.append(resident())
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    work()
-    done.set()
-    thread.join()
-    return (max(seen) - seen[0]) >> 20
+    return grown(works(pixels, batch)[kind])
 
 
 def exponents(rows: list[tuple[int, int, float]]) -> tuple[float, float]:
@@ -102,7 +79,7 @@ def exponents(rows: list[tuple[int, int, float]]) -> tuple[float, float]:
 
 def main() -> None:
     if sys.argv[1:2] == ["grown"]:
-        print(grown(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+        print(taken(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4)

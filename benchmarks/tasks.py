@@ -6,16 +6,14 @@ beside that of the real scenes, read in the same way. TASK: class, text, layout,
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from memory import grown
 from torch import Tensor
 
 from ldm_lite.attention import recorded
@@ -230,25 +228,9 @@ def memory(size: tuple[int, int], window: int) -> int:
 
 
 def grow(height: int, width: int, window: int) -> None:
-    """Prints it. The process is looked at every 2 ms; two steps take as much memory as thirty."""
+    """Prints it; two steps take as much memory as thirty."""
     drawn((64, 64), 0, 1, 1)
-    seen, done = [resident()], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.002):
-            seen.append(resident())
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    drawn((height, width), window, 4, 2)
-    done.set()
-    thread.join()
-    print((max(seen) - seen[0]) >> 20)
-
-
-def resident() -> int:
-    """Bytes of memory that the process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    print(grown(lambda: drawn((height, width), window, 4, 2)))
 
 
 TASKS = {"class": of_class, "text": text, "layout": layout, "map": semantic, "upscale": upscale, "canvas": canvas}
