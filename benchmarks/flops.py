@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ldm_lite.budget import counted
 from ldm_lite.checkpoints import _published_condition
 from ldm_lite.condition import Condition
 from ldm_lite.conditioners import build
@@ -22,11 +22,9 @@ from ldm_lite.unet import UNet
 SIDES = {"celebahq-ldm4": 64, "lsun-churches-ldm8": 32, "cin256-v2": 64, "txt2img-1p4b": 32, "sd-v1": 64}
 
 
-def counted(name: str, model: nn.Module, call: Callable[[], Any]) -> None:
-    with FlopCounterMode(display=False) as counter:
-        call()
+def row(name: str, model: nn.Module, call: Callable[[], Any]) -> None:
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"| {name} | {parameters / 1e6:.1f} M | {counter.get_total_flops() / 1e9:.1f} |")
+    print(f"| {name} | {parameters / 1e6:.1f} M | {counted(call) / 1e9:.1f} |")
 
 
 def main() -> None:
@@ -38,14 +36,12 @@ def main() -> None:
             told = Condition(context=torch.zeros(1, tokens, config.context)) if config.context else Condition()
             z = torch.zeros(1, config.channels, side, side)
             shape = f"{config.channels} x {side} x {side}"
-            counted(f"{name}, z {shape}", unet, partial(unet, z, torch.zeros(1), told))
+            row(f"{name}, z {shape}", unet, partial(unet, z, torch.zeros(1), told))
         text = build(_published_condition("txt2img-1p4b"))
-        counted("its text encoder, 77 tokens", text, lambda: text.encoder(torch.zeros(1, 77, dtype=torch.long)))
+        row("its text encoder, 77 tokens", text, lambda: text.encoder(torch.zeros(1, 77, dtype=torch.long)))
         for name, size in (("kl-f8", 256), ("kl-f8", 512), ("vq-f4", 256)):
             stage = FIRST_STAGES[name].build()
-            counted(
-                f"{name}, encoding {size} x {size}", stage, partial(stage.code, torch.zeros(1, 3, size, size), False)
-            )
+            row(f"{name}, encoding {size} x {size}", stage, partial(stage.code, torch.zeros(1, 3, size, size), False))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from .config import InputError, one_or_more, suggest
 
 COMMANDS = {
     "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
+    "budget": "what a preset's training costs: ldm-lite budget [PRESET] [--card A100] [--hours 24]",
     "status": "how far a run is: ldm-lite status RUN",
     "sample": 'pictures from a model: ldm-lite sample MODEL --label "night snow" -n 16 -o out.png',
     "upscale": "larger pictures from small ones: ldm-lite upscale MODEL IN OUT (a picture, or a folder of them)",
@@ -195,6 +196,55 @@ def train(arguments: list[str]) -> None:
             said = f"{(model / 'card.md').read_text(encoding='utf-8')}\nweights: {model}"
         if processes.rank() == 0:
             print(said)
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    card: str = ""  # T4, A100, H100 or H200; all of them where it is left out
+    hours: float = 0.0  # of that card: how many of the preset's steps they are enough for
+    fraction: float = 0.25  # of the card's stated rate that is reached: an assumption until it is measured
+
+    def __post_init__(self) -> None:
+        if self.hours < 0:
+            raise InputError(f"hours: {self.hours:g} is below 0")
+        if self.hours and not self.card:
+            raise InputError("hours: of which card? give --card too")
+
+
+def budget(arguments: list[str]) -> None:
+    """Steps, images, operations and hours of a preset, or of each of the paper's, with what was published of it."""
+    from .budget import CARDS, PROTOCOL, PUBLISHED, budget, reached
+    from .presets import PAPER, recipe
+
+    many = 1 if arguments and not arguments[0].startswith("-") else 0
+    names, rest = taken(arguments, "ldm-lite budget", "a preset, or none for all of the paper's", many)
+    about = "Operations of a run, counted, and hours of one card from its stated rate times an assumed fraction."
+    s = options(BudgetConfig, BudgetConfig(), rest, "ldm-lite budget [PRESET]", about)
+    cards = [s.card] if s.card else list(CARDS)
+    for card in cards:
+        reached(card, s.fraction)
+    chosen = {name: recipe(name) for name in names or PAPER}
+    for name, each in chosen.items():
+        b, known = budget(each), PUBLISHED.get(name)
+        print(f"{name}: {b.parameters / 1e6:.1f} M parameters are trained, {b.steps:,} steps of {b.batch} = ", end="")
+        print(f"{b.images / 1e6:.2f} M images of {each.data.size} px")
+        often = "at every step" if b.pictures == 0 else f"once for {b.pictures:,} pictures" if b.pictures else "once"
+        print(f"  {b.training / 1e9:,.1f} GFLOP an image and step, forward and backward", end="")
+        print(f"; {b.encoding / 1e9:,.1f} to encode it, {often}" if b.encoding else "")
+        hours = ", ".join(f"{card} {b.hours(card, s.fraction):,.3g}" for card in cards)
+        print(f"  {b.operations:.2e} operations; hours: {hours}")
+        if s.hours:
+            done = b.steps_within(s.hours, s.card, s.fraction)
+            print(f"  {s.hours:g} hours: {done:,} of the {b.steps:,} steps ({100 * done / b.steps:.0f} %)")
+        if known is not None:
+            fid = f"FID {known.fid:.2f}, {known.where}" if known.fid else f"no FID: {known.where}"
+            days = f"; {known.days:g} days of a V100 (table 18)" if known.days else ""
+            print(f"  published: {fid}{days}", flush=True)
+    percent = f"{100 * s.fraction:g} %"
+    print(f"\nHours are those of one card at {percent} of its stated dense fp16 or bf16 rate: an assumption, which")
+    print("python benchmarks/gpu.py measures on yours. Data that come too slowly cost more.")
+    if PUBLISHED.keys() & chosen.keys():
+        print(f"Published FIDs are reported by the paper, and promised to nobody. {PROTOCOL}.")
 
 
 def status(arguments: list[str]) -> None:
