@@ -50,11 +50,16 @@ class DataConfig:
     count: int | None = None  # only the first so many
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    zoom: float = 1.0  # to learn from random squares of down to 1 / zoom of a picture's side, as large as all of it
     strict: bool = False  # an unreadable image stops the run instead of being skipped
     stream: bool = False  # a dataset of the hub, as it arrives: nothing is kept on the disk, nor cached as latents
 
     def __post_init__(self) -> None:
         one_or_more(size=self.size, count=self.count)
+        if not 1 <= self.zoom <= 16:
+            raise InputError(f"zoom: {self.zoom:g} is not from 1 to 16")
+        if self.zoom > 1 and self.stream:
+            raise InputError("zoom: a stream's pictures are taken as they are; leave --data.zoom or --data.stream out")
 
 
 def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) -> Any:
@@ -63,6 +68,11 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     keys: what the items of the built-in scenes hold besides image and label."""
     from . import data
 
+    if config.zoom > 1 and split == "train":
+        if untrue := {"boxes", "segmentation", "caption"} & set(keys):
+            raise InputError(f"zoom: of a part of a picture its {min(untrue)} would not be true; leave --data.zoom out")
+        larger = replace(config, size=round(config.size * config.zoom), zoom=1.0)
+        return data.with_crops(dataset(larger, split, keys), config.size, config.zoom)
     if config.path == "scenes":
         both = tuple(dict.fromkeys(("image", "label", *(key for key in keys if key in data.scenes.KEYS))))
         return data.Scenes(split, config.size, count=config.count if split == "train" else None, keys=both)
@@ -471,6 +481,7 @@ PAPER |= {
         "l2",
         TrainConfig(steps=860_000, batch=64, lr=6.4e-5, warmup=0),
         crop="random",
+        zoom=2.0,
     ),
     "inpainting": _conditional(
         "inpainting",
@@ -498,14 +509,14 @@ _OBJECTS = ("house", "tree", "pine", "cactus", "boat")
 _SEGMENTS = ("sky", "sun", "moon", "mountain", "grass", "snow", "sand", "water", *_OBJECTS)
 
 
-def _told(condition: Told, steps: int, width: int = 48) -> DiffusionRecipe:
+def _told(condition: Told, steps: int, width: int = 48, zoom: float = 1.0) -> DiffusionRecipe:
     """A model of the scenes that is told something else than a class."""
     return DiffusionRecipe(
         "scenes-kl-f4",
         replace(_SCENES_UNET, width=width, head_channels=width // 2, vector=0),
         predicts="v",
         condition=condition,
-        data=DataConfig(count=60_000),
+        data=DataConfig(count=60_000, zoom=zoom),
         train=_quick(steps, 32, 1e-3, 0.9995, sample_every=1000),
     )
 
@@ -522,7 +533,7 @@ SCENES = {
     "scenes-text": _told(TextConfig(width=96, heads=3, length=40), 12_000),
     "scenes-layout": _told(BoxesConfig(_OBJECTS, width=96, heads=3, most=4), 12_000),
     "scenes-map": _told(SemanticMapConfig(_SEGMENTS), 8_000, width=40),
-    "scenes-upscale": _told(LowResConfig(4), 8_000, width=40),
+    "scenes-upscale": _told(LowResConfig(4), 8_000, width=40, zoom=2.0),
     "scenes-inpaint": _told(InpaintingConfig(), 10_000),
     # what Features("scenes") looks at pictures with
     "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
@@ -607,7 +618,7 @@ GENERIC |= {
     "ldm-text": _own(TextConfig(width=256, depth=4, length=64, vocabulary=2048), flip=False),  # captions tell the sides
     "ldm-layout": _own(BoxesConfig(width=256, depth=4)),
     "ldm-map": _own(SemanticMapConfig()),
-    "ldm-upscale": _own(LowResConfig(4, degradation="bsr")),
+    "ldm-upscale": _own(LowResConfig(4, degradation="bsr"), zoom=2.0),
     "ldm-inpaint": _own(InpaintingConfig()),
 }
 

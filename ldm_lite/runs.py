@@ -621,7 +621,8 @@ def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str,
         "command": f"`{command}`" if command else "(from Python)",
         "version": f"ldm_lite {__version__}, {commit()}",
         "data": f"{recipe.data.path} at {recipe.data.size} px"
-        + (f", the first {recipe.data.count}" if recipe.data.count else ""),
+        + (f", the first {recipe.data.count}" if recipe.data.count else "")
+        + (f", random squares of 1 / {recipe.data.zoom:g} to all of each" if recipe.data.zoom > 1 else ""),
         "training": f"{config.steps} steps of {config.batch * world} images in {spent:.0f} s on {on}",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "licence": "MIT, like the code",

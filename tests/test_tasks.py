@@ -1,6 +1,7 @@
 """What a task adds to a dataset's items."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 
 from ldm_lite.config import InputError
-from ldm_lite.data import HubImages, Scenes, cache_latents, with_low_res, with_mask
+from ldm_lite.data import HubImages, Scenes, cache_latents, with_crops, with_low_res, with_mask
 from ldm_lite.data.cache import identity
 from ldm_lite.data.tasks import blurred, bsr, random_mask, smaller
+from ldm_lite.presets import DataConfig, dataset, recipe
 from ldm_lite.training import Drawn
 
 
@@ -115,3 +117,73 @@ def test_a_task_around_a_dataset_with_an_identity_has_another(tmp_path):
     pyarrow.parquet.write_table(pa.table({"image": [{"bytes": held.getvalue(), "path": None}]}), tmp_path / "a.parquet")
     data = HubImages(tmp_path / "a.parquet", size=8)
     assert len({identity(d) for d in (data, with_low_res(data, 2), with_low_res(data, 4), with_mask(data))}) == 4
+
+
+class Ramps:
+    """Pictures whose red says x and whose green says y, in [-1, 1] from edge to edge."""
+
+    def __init__(self, h=26, w=22):
+        y, x = ((torch.arange(n) + 0.5) / n * 2 - 1 for n in (h, w))
+        self.image = torch.stack([x.expand(h, -1), y[:, None].expand(-1, w), torch.zeros(h, w)])
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, row):
+        return {"image": self.image}
+
+
+def test_a_crop_is_a_square_of_any_side_from_1_in_zoom_anywhere_in_the_picture():
+    crops = Drawn(with_crops(Ramps(), 11, 2.0)).__getitems__([(row, 0) for row in range(400)])["image"]
+    assert crops.shape == (400, 3, 11, 11)
+    red, green = crops[:, 0, 5], crops[:, 1, :, 5]  # along x in the middle row, along y in the middle column
+    across = (red[:, -2] - red[:, 1]) / 8 * 11 / 2 * 22  # pixels of a side: edges apart, where nothing is repeated
+    down = (green[:, -2] - green[:, 1]) / 8 * 11 / 2 * 26
+    torch.testing.assert_close(across, down, atol=0.3, rtol=0)
+    assert 10.7 < across.min() < 12 and 20.5 < across.max() < 22.3 and abs(across.mean() - 16.5) < 0.6
+    left, top = (red[:, 5] + 1) * 11 - across / 2, (green[:, 5] + 1) * 13 - down / 2
+    for place, room in ((left, 22 - across), (top, 26 - down)):
+        assert place.min() > -0.3 and (place - room).max() < 0.3
+        share = (place / room.clamp(min=1))[room > 3]
+        assert abs(share.mean() - 0.5) < 0.08 and share.std() > 0.2
+
+
+def test_crops_without_zoom_are_the_pictures_themselves():
+    scenes = Scenes("test", size=16, count=5)
+    batch = Drawn(with_crops(scenes, 16, 1.0)).__getitems__([(1, 0), (4, 3)])
+    torch.testing.assert_close(batch["image"], Drawn(scenes).__getitems__([(1, 0), (4, 0)])["image"])
+    assert torch.equal(with_crops(scenes, 16, 1.0)[1]["image"], batch["image"][0])
+
+
+def test_what_is_finer_than_a_crops_pixels_becomes_its_mean():
+    board = (torch.arange(33)[:, None] + torch.arange(33)) % 2 * 2.0 - 1
+    crop = with_crops([{"image": board.expand(3, -1, -1)}], 11, 1.0)[0]["image"]
+    assert crop.abs().max() < 0.15
+
+
+def test_crops_differ_by_row_and_epoch_and_come_again():
+    first, later, other, again = Drawn(with_crops(Ramps(), 8)).__getitems__([(2, 0), (2, 1), (3, 0), (2, 0)])["image"]
+    assert torch.equal(first, again) and not torch.equal(first, later) and not torch.equal(first, other)
+
+
+def test_a_zoomed_dataset_is_drawn_larger_cut_and_then_made_small_and_held_out_pictures_stay_whole():
+    data = DataConfig(size=16, count=6, zoom=2.0)
+    train, held_out = dataset(data), dataset(data, "validation")
+    assert train[0]["image"].shape == (3, 16, 16) and train.data.size == 32 and len(train) == 6
+    assert torch.equal(held_out[3]["image"], Scenes("validation", size=16)[3]["image"])
+    upscale = replace(recipe("scenes-upscale"), data=data)
+    item = upscale.images()[2]
+    assert item["low"].shape == (3, 4, 4)
+    torch.testing.assert_close(item["low"], smaller(item["image"][None], 4)[0])
+    assert train.label_names == Scenes.label_names
+
+
+def test_zoom_is_refused_where_what_is_told_would_not_be_true():
+    for key in ("boxes", "segmentation", "caption"):
+        with pytest.raises(InputError, match=f"zoom: of a part of a picture its {key} would not be true"):
+            dataset(DataConfig(zoom=1.5), keys=("image", key))
+    for wrong in (0.5, 17.0, float("nan")):
+        with pytest.raises(InputError, match=r"zoom: .* is not from 1 to 16"):
+            DataConfig(zoom=wrong)
+    with pytest.raises(InputError, match="zoom: a stream's pictures"):
+        DataConfig("celebahq", zoom=2.0, stream=True)

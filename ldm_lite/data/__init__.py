@@ -6,7 +6,7 @@ from .folder import ImageFolder
 from .hub import HubImages
 from .lsun import LSUN
 from .scenes import Scenes
-from .tasks import with_low_res, with_mask
+from .tasks import with_crops, with_low_res, with_mask
 
 __all__ = [
     "KNOWN",
@@ -17,6 +17,7 @@ __all__ = [
     "Scenes",
     "cache_latents",
     "known",
+    "with_crops",
     "with_low_res",
     "with_mask",
 ]
