@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .config import InputError, one_or_more, suggest
 
@@ -27,7 +27,7 @@ COMMANDS = {
     "upscale": "larger pictures from small ones: ldm-lite upscale MODEL IN OUT (a picture, or a folder of them)",
     "inpaint": "draw what a mask leaves out anew: ldm-lite inpaint MODEL IMAGE MASK OUT (white keeps; or folders)",
     "evaluate": "held-out metrics of a model: ldm-lite evaluate MODEL",
-    "encode": "latents of a folder of images: ldm-lite encode MODEL FOLDER -o latents.safetensors",
+    "encode": "latents of images, to a file or to the shards of a folder: ldm-lite encode MODEL DATA -o FOLDER",
     "convert": "a model in another precision or layout, CompVis's and diffusers' too: ldm-lite convert MODEL FOLDER",
     "demo": "learn a small latent diffusion model from nothing: ldm-lite demo [--minutes M]",
 }
@@ -605,42 +605,97 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
 @dataclass(frozen=True)
 class EncodeConfig:
     size: int = 64  # pixels; images are resized and cropped to it
-    output: Path = Path("latents.safetensors")  # also -o
+    output: Path = Path("latents.safetensors")  # or a folder; also -o
     picture: Path | None = None  # a grid of the first images above their reconstructions
+    # of a folder:
+    split: Literal["train", "validation"] = "train"
+    flip: bool = False  # each image mirrored too
+    spread: bool = False  # the posterior's standard deviation too, for a recipe with --spread
+    batch: int = 64  # images at a time
+    workers: int = 0  # processes that prepare images
+    verify: bool = True  # read all of it once it is there
+
+    def __post_init__(self) -> None:
+        one_or_more(size=self.size, batch=self.batch)
+        if self.workers < 0:
+            raise InputError(f"workers: {self.workers} is below 0")
+        of_folder = [f for f in dataclasses.fields(self) if f.name not in ("size", "output", "picture")]
+        given = [f.name for f in of_folder if getattr(self, f.name) != f.default]
+        if self.output.suffix == ".safetensors" and given:
+            raise InputError(f"{', '.join(given)}: of a folder, not of one file; give a folder with -o")
+        if self.output.suffix not in (".safetensors", ""):
+            raise InputError(f"output: {self.output} is no folder and no .safetensors file")
 
 
 def encode(arguments: list[str]) -> None:
-    from .data import ImageFolder, cache_latents
-    from .presets import load_first_stage
+    from . import processes
+    from .data import ImageFolder
+    from .presets import DataConfig, dataset, load_first_stage
     from .runs import reconstructed
     from .training import device, save_grid
 
     about = (
-        "Writes z (N, C, H/f, W/f), the means of the posterior in the model's scale, in the order of the sorted files."
+        "To a .safetensors file: z (N, C, H/f, W/f), the means of the posterior in the model's scale, of a folder's "
     )
+    about += "images in the order of the sorted files. To a folder: files of some thousand latents, of what a recipe "
+    about += "learns from (DATA as for train: --data), which ldm-lite train PRESET --latents FOLDER takes in place of "
+    about += "encoding. The same command goes on where it was stopped, and torchrun shares the work."
     names, rest = taken(arguments, "ldm-lite encode", "a model and a folder of images", 2)
     rest = replaced(rest, {"-o": "--output", "--out": "--output"})
-    settings = options(EncodeConfig, EncodeConfig(), rest, "ldm-lite encode MODEL FOLDER", about)
-    if settings.output.suffix != ".safetensors":
-        raise InputError(f"output: {settings.output} is not a .safetensors file")
-    stage = load_first_stage(names[0]).to(device())
-    if settings.size % stage.f:
-        raise InputError(f"size: {settings.size} is not divisible by f = {stage.f}")
-    images = ImageFolder(names[1], size=settings.size)
-    latents = cache_latents(stage, images)
-    z = latents.batch(list(range(len(latents))))["z"].contiguous()
+    s = options(EncodeConfig, EncodeConfig(), rest, "ldm-lite encode MODEL DATA", about)
+    single = s.output.suffix == ".safetensors"
+    with processes.joined():
+        stage = load_first_stage(names[0]).to(device())
+        if s.size % stage.f:
+            raise InputError(f"size: {s.size} is not divisible by f = {stage.f}")
+        if single:
+            images: Any = ImageFolder(names[1], size=s.size)
+        else:
+            images = dataset(DataConfig(names[1], s.size, flip=s.flip), s.split)
+        said = to_file(stage, images, s) if single else to_shards(stage, images, s)
+        if processes.rank():
+            return
+        if s.picture is not None:
+            import torch
+
+            some = torch.stack([images[i]["image"] for i in range(min(8, len(images)))])
+            save_grid(torch.cat([some, reconstructed(stage, some)]), s.picture, len(some))
+        print(f"{s.output}: {said}")
+
+
+def to_file(stage: Any, images: Any, settings: EncodeConfig) -> str:
+    """All in memory, then in one file; returns what it holds."""
     from safetensors.torch import save_file
 
     from .config import whole
+    from .data import cache_latents
 
+    latents = cache_latents(stage, images)
+    z = latents.batch(list(range(len(latents))))["z"].contiguous()
     with whole(settings.output) as temporary:
         save_file({"z": z}, temporary)
-    if settings.picture is not None:
-        import torch
+    return f"z {tuple(z.shape)}, mean {z.mean():.3f}, standard deviation {z.std():.3f}"
 
-        some = torch.stack([images[i]["image"] for i in range(min(8, len(images)))])
-        save_grid(torch.cat([some, reconstructed(stage, some)]), settings.picture, len(some))
-    print(f"{settings.output}: z {tuple(z.shape)}, mean {z.mean():.3f}, standard deviation {z.std():.3f}")
+
+def to_shards(stage: Any, images: Any, settings: EncodeConfig) -> str:
+    """In the files of a folder, each written whole; returns what they hold. InputError for a folder of other things."""
+    from . import processes
+    from .data import cache_latents
+
+    folder, s = settings.output, settings
+    known = lambda path: path.name.startswith(".") or (path.stem.isdigit() and path.suffix == ".safetensors")
+    if folder.exists() and not (folder.is_dir() and all(map(known, folder.iterdir()))):
+        raise InputError(f"output: {folder} holds something other than latents; choose another folder")
+    own = {"batch": s.batch, "workers": s.workers, "spread": s.spread, "progress": processes.rank() == 0}
+    try:
+        latents: Any = cache_latents(stage, images, folder, strict=True, **own)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on from the files that are there") from None
+    if s.verify:
+        processes.alone(latents.verify)
+    held = f"{len(latents.paths)} files, {len(latents):,} items of z {tuple(latents[0]['z'].shape)}"
+    held += ", each mirrored too" if latents.turns > 1 else ""
+    return held + (", read and verified" if s.verify else "")
 
 
 # What `convert` may overwrite in a folder, by layout

@@ -198,6 +198,7 @@ class DiffusionRecipe:
     condition: Told | None = None  # what the model is told, besides labels
     dropout: float = 0.1  # share of conditions blanked in training, for guidance
     cache: bool = True  # encode every image once, before training
+    latents: str = ""  # the folder for them, which several runs may share; by default the run has its own
     spread: bool = False  # each step draws a latent from the first stage's posterior, as the original; else its mean
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -121,6 +121,7 @@ def cache_latents(
     progress: bool = True,
     also: Sequence[str] = (),
     spread: bool = False,
+    strict: bool = False,
 ) -> Latents:
     """Every item of `dataset` encoded, on the first stage's device, with its label and whatever a batch of it holds.
 
@@ -134,6 +135,7 @@ def cache_latents(
     epochs draw it, k len(dataset) items. With one epoch, a dataset that flips is encoded as it is and mirrored.
     also: other images of an item, such as one with a hole, that are encoded too (their means), each as KEY_z.
     batch, workers: images at a time, and processes that prepare them.
+    strict: other latents in the folder are an error; otherwise they are made again.
 
     InputError: an empty dataset or a stream, images that the first stage does not take, a folder that cannot be
     written."""
@@ -148,6 +150,8 @@ def cache_latents(
         with _bar(n, progress) as bar:
             return Latents(_encoded(first_stage, both, range(n), bar, *settings), names, len(both))
     key = _key(first_stage, dataset, sample, epochs, also, spread, len(both))
+    if strict and any(about(path).get("key", key) != key for path in Path(folder).glob("[0-9]*.safetensors")):
+        raise InputError(f"{folder}: holds latents of another first stage, other images or settings; choose another")
     firsts = range(0, n, SHARD)
     paths = [Path(folder) / f"{k:05d}.safetensors" for k in range(len(firsts))]
     todo = [k for k in range(processes.rank(), len(paths), processes.count()) if _read(paths[k], key) is None]

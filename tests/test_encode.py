@@ -1,0 +1,177 @@
+"""ldm-lite encode to a folder: files of latents that go on, are verified, are shared by ranks and trained from."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_processes import on_two
+from tiny import autoencoder, latent_diffusion
+
+from ldm_lite import cli, processes, runs
+from ldm_lite.data import cache_latents
+from ldm_lite.data.cache import about
+from ldm_lite.data.folder import ImageFolder
+from ldm_lite.latent import LatentDiffusion
+from ldm_lite.presets import PRESETS, DataConfig, DiffusionRecipe, dataset
+from ldm_lite.training import TrainConfig
+from ldm_lite.unet import UNetConfig
+
+LINE = ["encode", "model", "mine", "--size", "16", "-o", "latents"]
+RECIPE = DiffusionRecipe(
+    "model",
+    UNetConfig(channels=2, width=8, mult=(1, 2), blocks=1, heads=1),
+    data=DataConfig("mine", 16),
+    train=TrainConfig(steps=2, batch=4, warmup=0, precision="fp32"),
+)
+
+
+def pictures(folder: Path, n: int = 23) -> None:
+    folder.mkdir()
+    for i in range(n):
+        shade = torch.linspace(0, 9 * i, 20 * 24).view(20, 24, 1).expand(-1, -1, 3).byte()
+        Image.fromarray(shade.numpy()).save(folder / f"{i:02d}.png")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """23 photographs, of which 22 are learned from, in files of five latents; a model; a recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ldm_lite.data.cache.SHARD", 5)
+    monkeypatch.setattr(runs, "JUDGED", 4)
+    monkeypatch.setattr(runs, "STEPS", 2)
+    monkeypatch.setitem(PRESETS, "mine-ldm", RECIPE)
+    pictures(tmp_path / "mine")
+    torch.manual_seed(0)
+    latent_diffusion().save(tmp_path / "model")
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def latents(folder: Path) -> dict[str, dict]:
+    """By file: what it says of itself, and its columns. (Of equal files the bytes differ: the first has no order.)"""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        columns = {name: value.tolist() for name, value in load_file(path).items()}
+        found[path.name] = {"about": about(path), **columns}
+    return found
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert cli.main(list(arguments)) == 2
+    (line,) = [x for x in capsys.readouterr().err.strip().splitlines() if x.startswith("ldm-lite: ")]
+    return line
+
+
+def test_the_files_hold_mean_and_deviation_of_each_image_and_of_its_mirror_image(here, capsys):
+    assert cli.main([*LINE, "--flip", "True", "--spread", "True"]) == 0
+    said = capsys.readouterr().out
+    assert said == "latents: 9 files, 22 items of z (2, 8, 8), each mirrored too, read and verified\n"
+    columns = [load_file(here / "latents" / f"{k:05d}.safetensors") for k in range(9)]
+    z, spread = (torch.cat([column[name] for column in columns]).float() for name in ("z", "z_std"))
+    images, stage = dataset(DataConfig("mine", 16)), LatentDiffusion.load("model").first_stage
+    image = torch.stack([images[i]["image"] for i in range(22)])
+    with torch.no_grad():
+        mean, deviation = stage.posterior(torch.cat([image, image.flip(3)]))
+    torch.testing.assert_close(z, mean, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(spread, deviation, atol=2e-2, rtol=2e-2)
+
+
+def test_an_interrupted_command_goes_on_from_the_files_that_are_there(here, monkeypatch, capsys):
+    plain, asked = ImageFolder.draw, []
+
+    def draw(self, row, epoch):
+        asked.append(row)
+        if row == 12 and not (here / "stopped").exists() and (here / "latents/00001.safetensors").exists():
+            (here / "stopped").touch()
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, row, epoch)
+
+    monkeypatch.setattr(ImageFolder, "draw", draw)
+    assert cli.main(LINE) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    before = files(here / "latents")
+    assert list(before) == ["00000.safetensors", "00001.safetensors"]
+    asked.clear()
+    assert cli.main(LINE) == 0
+    assert sorted(asked[3:]) == [*range(10, 19), *range(20, 23)]  # after the three that tell datasets apart
+    assert cli.main([*LINE[:-1], "again"]) == 0
+    assert before.items() <= files(here / "latents").items()
+    assert len(latents(here / "latents")) == 5 and latents(here / "latents") == latents(here / "again")
+
+
+def test_what_is_there_is_verified_and_a_changed_byte_is_named(here, capsys):
+    assert cli.main(LINE) == 0
+    path, whole = here / "latents/00003.safetensors", latents(here / "latents")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 4
+    path.write_bytes(content)
+    assert refused(capsys, *LINE).endswith("00003.safetensors: is not what was written; delete it and encode again")
+    path.unlink()
+    assert cli.main([*LINE, "--verify", "False"]) == 0
+    assert latents(here / "latents") == whole
+
+
+@pytest.mark.parametrize("other", ["first stage", "flip", "pictures"])
+def test_latents_of_something_else_are_refused_and_left_as_they_are(here, capsys, other):
+    assert cli.main(LINE) == 0
+    before = files(here / "latents")
+    if other == "first stage":
+        torch.manual_seed(1)
+        latent_diffusion().save(here / "model")
+    elif other == "pictures":
+        Image.new("RGB", (24, 20)).save(here / "mine/99.png")
+    more = ["--flip", "True"] if other == "flip" else []
+    assert "latents: holds latents of another first stage, other images or settings" in refused(capsys, *LINE, *more)
+    assert files(here / "latents") == before
+
+
+def test_a_folder_of_something_else_is_refused_and_so_are_settings_of_a_folder_for_a_file(here, capsys):
+    before = files(here / "mine")
+    assert "mine holds something other than latents" in refused(capsys, *LINE[:-1], "mine")
+    assert files(here / "mine") == before
+    assert "flip: of a folder, not of one file" in refused(capsys, *LINE[:-1], "z.safetensors", "--flip", "True")
+    assert "output: z.txt is no" in refused(capsys, *LINE[:-1], "z.txt")
+
+
+def test_a_recipe_learns_from_the_folder_and_encodes_nothing(here, monkeypatch, capsys):
+    assert cli.main(LINE) == 0
+    before = {path: path.stat().st_mtime_ns for path in (here / "latents").iterdir()}
+    monkeypatch.setattr("ldm_lite.data.cache._encoded", lambda *_: pytest.fail("encoded again"))
+    assert cli.main(["train", "mine-ldm", "--latents", "latents"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (here / "latents").iterdir()} == before
+    assert not (here / "runs/mine-ldm/latents").exists() and runs.finished(here / "runs/mine-ldm")
+    said = refused(capsys, "train", "mine-ldm", "--latents", "latents", "--spread", "True", "--out", "other")
+    assert "latents: holds latents of another first stage, other images or settings" in said
+
+
+def shared(folder: Path) -> None:
+    os.chdir(folder)
+    import ldm_lite.data.cache as cache
+
+    cache.SHARD, plain, done = 5, cache._encoded, []
+    cache._encoded = lambda stage, both, rows, *rest: done.append(rows.start) or plain(stage, both, rows, *rest)
+    assert cli.main(LINE) == 0
+    assert done == [0, 10, 20] if processes.rank() == 0 else [5, 15]
+
+
+def test_two_ranks_share_the_files(here):
+    on_two(here, shared)
+    assert cli.main([*LINE[:-1], "alone"]) == 0
+    assert latents(here / "latents") == latents(here / "alone")
+
+
+def test_the_encoder_alone_serves_as_well(here):
+    from ldm_lite.latent import store
+
+    stage = autoencoder().eval()
+    store(stage, here / "stage")
+    assert cli.main(["encode", "stage", "mine", "--size", "16", "-o", "latents", "--split", "validation"]) == 0
+    made = cache_latents(stage, dataset(DataConfig("mine", 16), "validation"), progress=False)
+    assert torch.equal(load_file(here / "latents/00000.safetensors")["z"], made.columns["z"])
