@@ -4,12 +4,13 @@ A recipe is a frozen dataclass: data, model and training. `ldm-lite train NAME` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, AutoencoderConfig, Pixels
 from .conditioners import (
@@ -143,6 +144,7 @@ class AutoencoderRecipe:
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    init: str = ""  # a trained model to begin with, of the same shape: a run, a model's folder or a shipped name
 
     def build(self) -> Autoencoder:
         """The model with random weights. InputError when the images' size is not divisible by its f."""
@@ -202,6 +204,7 @@ class DiffusionRecipe:
     spread: bool = False  # each step draws a latent from the first stage's posterior, as the original; else its mean
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    init: str = ""  # a trained model to begin with, of the same shape: a run, a model's folder or a shipped name
 
     def build(self, first_stage: nn.Module | None = None) -> LatentDiffusion:
         """The model with a random denoiser, around a given first stage, else the recipe's with random weights."""
@@ -249,6 +252,10 @@ class DiffusionRecipe:
         if isinstance(part, TextConfig) and not part.merges and not part.tokenizer:
             from .tokens import learned
 
+            if self.init and isinstance(model := restored(self.init), LatentDiffusion):
+                for known in parts(getattr(model.conditioner, "config", None)):
+                    if isinstance(known, TextConfig) and known.merges:
+                        return replace(part, merges=known.merges)  # what it knows are tokens, and no words
             images = images.take(CAPTIONS) if self.data.stream else images
             some = (images[row]["caption"] for row in range(min(len(images), CAPTIONS)))
             return replace(part, merges=learned(some, part.vocabulary))
@@ -312,6 +319,41 @@ def load_first_stage(name: str | Path) -> nn.Module:
     if isinstance(model, (SceneReader, ObjectFinder)):
         raise InputError(f"{name}: reads scenes, and is no first stage")
     return model.first_stage if isinstance(model, LatentDiffusion) else model
+
+
+def begin(model: nn.Module, name: str | Path) -> str:
+    """The weights of a trained model, from a folder or shipped, into one of the same shape; returns what was taken.
+
+    Where a denoiser is told something else, what fits of its conditioner is taken. InputError for another first stage,
+    or another shape."""
+    other = restored(name) if isinstance(model, LatentDiffusion) else load_first_stage(name)
+    if not isinstance(other, type(model)):
+        raise InputError(f"init: {name} is of another kind, {type(other).__name__}")
+    new = 0
+    if isinstance(model, LatentDiffusion):
+        assert isinstance(other, LatentDiffusion)
+        stages = model.first_stage.state_dict(), other.first_stage.state_dict()
+        if unfit(*stages) or unlike(*stages):
+            raise InputError(f"init: {name} learned in the latents of another first stage; give --first_stage {name}")
+        mine, theirs = model.conditioner.state_dict(), other.conditioner.state_dict()
+        anew = {key for key in mine if key not in theirs or theirs[key].shape != mine[key].shape}
+        model.conditioner.load_state_dict({key: mine[key] if key in anew else theirs[key] for key in mine})
+        new, model, other = len(anew), model.denoiser, other.denoiser
+    if wrong := unfit(model.state_dict(), other.state_dict()):
+        raise InputError(f"init: {name} has another shape, at {wrong}; give the settings of the model that it is")
+    model.load_state_dict(other.state_dict())
+    return f"it begins with the weights of {name}" + (f", but for {new} of what it is told" if new else "")
+
+
+def unfit(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """The first name of a tensor that one has and the other lacks, or has in another shape; "" if there is none."""
+    names = dict.fromkeys((*mine, *theirs))
+    return next((k for k in names if k not in mine or k not in theirs or mine[k].shape != theirs[k].shape), "")
+
+
+def unlike(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Whether weights differ by more than what half precision rounds away."""
+    return any(not torch.allclose(mine[k].cpu(), theirs[k].cpu(), rtol=1e-2, atol=1e-3) for k in mine)
 
 
 def build(name: str) -> nn.Module:

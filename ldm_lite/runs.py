@@ -39,6 +39,7 @@ from .presets import (
     FinderRecipe,
     ReaderRecipe,
     Recipe,
+    begin,
     dataset,
     load_first_stage,
 )
@@ -93,6 +94,7 @@ def unfinished(out: Path) -> bool:
 def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int | None = None) -> Path:
     torch.manual_seed(mix(recipe.train.seed))
     model, images = recipe.build().to(device()), dataset(recipe.data)
+    begin_with(model, recipe)
     task = AutoencoderTask(model, recipe.train, recipe.loss)
     fit(task, images, recipe.train, out, about(recipe))
     if unfinished(out):
@@ -120,6 +122,7 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
+    begin_with(model, recipe)
     if recipe.cache and not recipe.data.stream and unfinished(out):
         from .data import cache_latents
 
@@ -182,6 +185,14 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
         return load_first_stage(name)
     except InputError as error:
         raise InputError(f"first_stage: {error}; train one with: ldm-lite train autoencoder --data PATH") from None
+
+
+def begin_with(model: nn.Module, recipe: AutoencoderRecipe | DiffusionRecipe) -> None:
+    """With what the recipe begins. A run that goes on takes its own weights afterwards."""
+    if recipe.init:
+        what = begin(model, recipe.init)
+        if processes.rank() == 0:
+            print(what, flush=True)
 
 
 def claim(out: Path, recipe: Recipe) -> None:

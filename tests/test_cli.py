@@ -17,7 +17,7 @@ from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_lite.checkpoints import save_compvis
 from ldm_lite.data import scenes
 from ldm_lite.latent import LatentDiffusion, restored, store
-from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe
+from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, begin
 from ldm_lite.training import TrainConfig
 from ldm_lite.unet import UNetConfig
 
@@ -153,6 +153,46 @@ def test_data_without_classes_is_refused_before_a_first_stage_is_trained(here, c
     photographs(here / "mine", 24)
     said = refused(capsys, "train", "tiny-ldm2", "--data", "mine", "--data.size", "16")
     assert "classes: mine has none" in said and not (here / "runs/tiny-kl2").exists()
+
+
+STILL = ("--steps", "1", "--train.lr", "1e-9")  # weights stay where they begin
+
+
+def test_a_run_begins_with_the_weights_of_a_trained_model(here, model, capsys):
+    assert cli.main(["train", "tiny-ldm2", "--first_stage", model, "--init", model, *STILL]) == 0
+    assert "it begins with the weights of model\n" in capsys.readouterr().out
+    assert "--init model" in (here / "runs/tiny-ldm2/model/card.md").read_text()
+    mine, theirs = LatentDiffusion.load("runs/tiny-ldm2"), LatentDiffusion.load(model)
+    torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), atol=1e-6, rtol=0)
+    assert cli.main(["train", "tiny-kl2", "--init", model, *STILL]) == 0
+    mine = restored("runs/tiny-kl2").state_dict()
+    for name, weight in theirs.first_stage.state_dict().items():
+        if name != "scale":  # which is measured anew
+            torch.testing.assert_close(mine[name], weight, atol=1e-6, rtol=0)
+
+
+def test_what_a_model_was_not_told_begins_anew_and_the_rest_with_its_weights(model):
+    torch.manual_seed(1)
+    other = replace(WHOLE, labels=("a", "b")).build(LatentDiffusion.load(model).first_stage)
+    before = {key: value.clone() for key, value in other.conditioner.state_dict().items()}
+    assert begin(other, model) == "it begins with the weights of model, but for 1 of what it is told"
+    assert all(torch.equal(value, before[key]) for key, value in other.conditioner.state_dict().items())
+    theirs = LatentDiffusion.load(model).denoiser.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in other.denoiser.state_dict().items())
+
+
+def test_a_model_that_does_not_fit_is_no_beginning(here, model, capsys):
+    before = refused(capsys, "train", "tiny-ldm2", "--first_stage", model, "--init", model, "--model.width", "16")
+    assert "init: model has another shape, at time.0.weight" in before
+    torch.manual_seed(1)
+    WHOLE.build(STAGE.build()).save(here / "other")
+    line = refused(capsys, "train", "tiny-ldm2", "--first_stage", "other", "--init", model)
+    assert "init: model learned in the latents of another first stage; give --first_stage model" in line
+    store(STAGE.build(), here / "stage")
+    line = refused(capsys, "train", "tiny-ldm2", "--first_stage", model, "--init", "stage")
+    assert "init: stage is of another kind, Autoencoder" in line
+    assert "nowhere" in refused(capsys, "train", "tiny-ldm2", "--first_stage", model, "--init", "nowhere")
+    assert not list(here.glob("runs/*/model"))
 
 
 def test_sample_writes_a_grid_of_the_labels_asked_for_and_repeats_itself(here, model):

@@ -8,6 +8,7 @@ from PIL import Image
 from published import DENOISERS, FIRST_STAGES
 from torch import nn
 
+from ldm_lite.conditioners import TextConfig
 from ldm_lite.config import InputError, from_dict, read, write
 from ldm_lite.data import Scenes
 from ldm_lite.diffusion import VariancePreserving
@@ -15,6 +16,7 @@ from ldm_lite.latent import assembled, describe
 from ldm_lite.presets import PAPER, PRESETS, DataConfig, DiffusionRecipe, build, load_first_stage, recipe
 from ldm_lite.tokens import learned
 from ldm_lite.training import Drawn
+from ldm_lite.unet import UNetConfig
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
 OF_PHOTOGRAPHS = PRESETS["autoencoder"]
@@ -190,3 +192,15 @@ def test_the_first_stage_of_a_whole_model_serves_another(tmp_path):
 
 def test_pixels_need_no_weights():
     assert load_first_stage("pixels").f == 1
+
+
+def test_a_text_model_that_begins_with_another_reads_in_its_tokens(tmp_path):
+    data = Scenes("test", size=16, keys=("image", "caption"), count=40)
+    condition = TextConfig(width=8, depth=1, heads=1, length=8, vocabulary=270)
+    text = DiffusionRecipe("pixels", UNetConfig(width=8, mult=(1,), head_channels=8), condition=condition)
+    text = replace(text, data=DataConfig(size=16))
+    merges = ((97, 98), (257, 99))
+    known = replace(text, condition=replace(condition, merges=merges)).build()
+    known.save(tmp_path / "known")
+    begins = replace(text, init=str(tmp_path / "known")).named(data)
+    assert begins.condition.merges == merges and text.named(data).condition.merges not in ((), merges)
