@@ -71,6 +71,21 @@ class Wanted(NamedTuple):
     colour: str | None = None
     side: str | None = None
 
+    @property
+    def word(self) -> str:
+        """The noun, as captions have it: "house", "cacti"."""
+        return self.kind if self.n == 1 else "cacti" if self.kind == "cactus" else f"{self.kind}s"
+
+    @property
+    def phrase(self) -> str:
+        """The noun with what belongs to it, as captions have it, but for the side: "a red house", "two cacti"."""
+        many = next(word for word, n in NUMBERS.items() if n == self.n)
+        return " ".join(filter(None, (many, self.colour, self.word)))
+
+    def means(self, thing: Thing) -> bool:
+        """Whether a thing is of this kind and colour."""
+        return thing.kind == self.kind and self.colour in (None, thing.colour)
+
 
 NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4}
 PHRASE = re.compile(
@@ -104,7 +119,7 @@ def heard(asked: Sequence[Wanted], shown: Sequence[Thing], slack: float = 0.02) 
     Of a phrase for n objects of which m are there, min(n, m) are right, less those that are too many."""
     right = 0
     for one in asked:
-        alike = [t for t in shown if t.kind == one.kind and one.colour in (None, t.colour)]
+        alike = [thing for thing in shown if one.means(thing)]
         there = [t for t in alike if on(one.side, t.x, slack)]
         right += max(0, min(one.n, len(there)) - max(0, len(alike) - one.n))
     return right, sum(one.n for one in asked)

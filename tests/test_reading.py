@@ -80,6 +80,23 @@ def at(kind: str, x: float, colour: str | None = None) -> Thing:
     return Thing(kind, colour, (x - 0.1, 0.2, x + 0.1, 0.6))
 
 
+def test_what_is_wanted_says_its_words_as_the_caption_does():
+    plan = Scenes("train", size=16).plan(range(400))
+    seen = set()
+    for caption in map(plan.caption, range(400)):
+        for one in wanted(caption):
+            assert one.phrase in caption and one.phrase.endswith(one.word), (one, caption)
+            assert wanted(one.phrase) == [one._replace(side=None)]
+            seen.add(one.word)
+    assert {"houses", "cacti", "cactus", "pine"} <= seen
+
+
+def test_a_thing_is_meant_by_its_kind_and_by_its_colour_where_one_is_said():
+    house = Thing("house", "red", (0.0, 0.0, 1.0, 1.0))
+    assert Wanted(1, "house").means(house) and Wanted(2, "house", "red", "left").means(house)
+    assert not Wanted(1, "house", "blue").means(house) and not Wanted(1, "boat", "red").means(house)
+
+
 @pytest.mark.parametrize(
     ("shown", "right"),
     [
