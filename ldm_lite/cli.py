@@ -524,6 +524,7 @@ class EvaluateConfig:
     fid: int = 0  # instead of all that: so many samples against the whole training set, by the papers' protocol
     features: str = "inception"  # of the protocol: the network that looks; or scenes
     sampler: str = "ddim"  # of the protocol
+    grid: str = "uniform"  # of the protocol: the sampler's times
     count: int | None = None  # of the protocol: only the first so many images of the training set
     keep: Path | None = None  # of the protocol: where it keeps what it saw, to go on from; MODEL's own by default
     output: Path | None = None  # a .json file for the numbers; also -o
@@ -597,7 +598,7 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     if not isinstance(model, LatentDiffusion):
         raise InputError(f"fid: {name} holds {type(model).__name__}, which draws no samples")
     s = settings
-    protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed)  # type: ignore[arg-type]
+    protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid)  # type: ignore[arg-type]
     keep = s.keep or Path("runs") / f"{Path(name).name}-fid"
     return measured(model, dataset(replace(data, count=s.count)), protocol, keep)
 
@@ -722,10 +723,10 @@ class ConvertConfig:
     scale: float | None = None  # of the latents of a foreign model, where its file does not say
     labels: tuple[str, ...] = ()  # the names of a CompVis model's classes; none for ImageNet's 1000
     predicts: str = "eps"  # what the denoiser of a CompVis file was trained to: eps, z0 or v
-    size: int = 256  # pixels of the images that a pipeline of diffusers draws
+    size: int = 0  # pixels of the images that the model draws; 0 is what it was trained at, or 256 for others' models
 
     def __post_init__(self) -> None:
-        one_or_more(size=self.size)
+        one_or_more(size=self.size or None)
         for field, known in (
             ("dtype", ("fp32", "fp16", "bf16")),
             ("layout", tuple(PUBLISHED)),
@@ -759,9 +760,11 @@ def convert(arguments: list[str]) -> None:
     import torch
 
     from .checkpoints import save_compvis, save_diffusers
+    from .config import write
     from .folders import found
     from .latent import LatentDiffusion, restored, store
     from .originals import ORIGINALS, original
+    from .presets import PIXELS
 
     about = "Copies a model, with its card, in another precision or layout. MODEL may be CompVis's (a .ckpt or "
     about += ".safetensors file) or diffusers' (a folder): convert model.ckpt runs/faces --expect celebahq-ldm4; or a "
@@ -781,8 +784,9 @@ def convert(arguments: list[str]) -> None:
         model = getattr(model, settings.part)
     elif settings.part and not Path(names[0]).is_file():
         raise InputError(f"{names[0]}: is {type(model).__name__} and has no parts; leave --part out")
+    size = settings.size or (PIXELS.get(settings.expect or "", 256) if theirs is not None else trained_size(names[0]))
     if settings.layout == "diffusers":
-        save_diffusers(model, target, dtype, settings.size)
+        save_diffusers(model, target, dtype, size)
     elif settings.layout == "compvis":
         save_compvis(model, target, dtype)
     else:
@@ -790,6 +794,8 @@ def convert(arguments: list[str]) -> None:
         for name in ("metrics.json", "card.md") if theirs is None and not (settings.part and whole) else ():
             if (found(names[0]) / name).is_file():
                 shutil.copyfile(found(names[0]) / name, target / name)
+        if theirs is not None:
+            write(target / "metrics.json", {"size": size})
     files = [path for path in target.rglob("*") if path.is_file()] if target.is_dir() else [target]
     print(f"{target}: {settings.dtype}, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 

@@ -407,6 +407,7 @@ _FACES = UNetConfig(channels=3, width=224, mult=(1, 2, 3, 4), attend_at=(2, 4, 8
 # the code of their time passed the setting over, and the paper's tables 13 and 15 say 1. Both load without a complaint.
 _IMAGENET = UNetConfig(channels=3, width=192, mult=(1, 2, 3, 5), attend_at=(2, 4, 8), heads=1, context=512)
 _TEXT = UNetConfig(channels=4, width=320, mult=(1, 2, 4, 4), attend_at=(1, 2, 4), heads=8, context=1280)
+PIXELS = {"sd-v1": 512, "rdm768": 768}  # a side of what they draw; of all the others, 256
 UNETS: dict[str, UNetConfig] = {
     "celebahq-ldm4": _FACES,
     "ffhq-ldm4": _FACES,

@@ -40,6 +40,7 @@ class Protocol:
     steps: int = 50
     guidance: float = 1.0
     seed: int = 0
+    grid: str = "uniform"  # the times of the sampler
 
     def __post_init__(self) -> None:
         one_or_more(samples=self.samples, size=self.size, steps=self.steps)
@@ -65,7 +66,7 @@ def measured(model: LatentDiffusion, images: Any, protocol: Protocol, folder: st
     def fake(rows: range) -> Tensor:
         batch = {"label": torch.tensor(rows) % len(told.names)} if isinstance(told, Labels) else {}
         p = protocol
-        settings = {"sampler": p.sampler, "steps": p.steps, "guidance": p.guidance, "seed": p.seed, "size": p.size}
+        settings = {name: getattr(p, name) for name in ("sampler", "grid", "steps", "guidance", "seed", "size")}
         with autocast(model.device, precision("auto", model.device)):
             return model.sample(batch, n=len(rows), first=rows.start, **settings)
 
@@ -77,6 +78,7 @@ def measured(model: LatentDiffusion, images: Any, protocol: Protocol, folder: st
 
     def compared() -> dict[str, Any]:
         a, b = theirs.statistics(), ours.statistics()
+        how = f"{protocol.sampler}, {protocol.steps} steps, {protocol.grid} grid, guidance {protocol.guidance:g}"
         x, y = theirs.some(NEIGHBOURS), ours.some(NEIGHBOURS)
         near = min(len(x), len(y))
         distance, spread = kid(x, y, subset=min(1000, near))
@@ -87,7 +89,7 @@ def measured(model: LatentDiffusion, images: Any, protocol: Protocol, folder: st
             "images": len(images),
             "pixels": theirs.pixels(),
             "features": protocol.features,
-            "sampler": f"{protocol.sampler}, {protocol.steps} steps, guidance {protocol.guidance:g}",
+            "sampler": how,
             "fid": round(fid(a, b), 4),
             "kid": [round(distance, 6), round(spread, 6)],
             "precision": round(precise, 4),

@@ -342,6 +342,19 @@ def test_convert_reads_an_original_model_and_writes_a_pipeline_of_diffusers_and_
         torch.testing.assert_close(LatentDiffusion.load(folder).sample({}, steps=2, size=(8, 12)), expected)
 
 
+def test_a_converted_original_draws_at_its_own_size(here, original_faces):
+    from ldm_lite.checkpoints import save_diffusers
+
+    assert cli.main(["convert", original_faces[0], "ours", "--expect", "celebahq-ldm4"]) == 0
+    assert cli.trained_size("ours") == 256
+    assert cli.main(["convert", original_faces[0], "small", "--expect", "celebahq-ldm4", "--size", "16"]) == 0
+    assert cli.main(["sample", "small", "-n", "1", "--steps", "1", "-o", "a.png"]) == 0
+    assert Image.open("a.png").size == (16, 16)
+    save_diffusers(original_faces[1], here / "theirs", torch.float32, 24)
+    assert cli.main(["convert", "theirs", "again", "--size", "24"]) == 0
+    assert cli.trained_size("again") == 24
+
+
 def test_convert_takes_one_part_of_a_whole_model(here, original_faces, model):
     file, faces = original_faces
     assert (

@@ -51,7 +51,7 @@ def test_the_numbers_are_those_of_all_samples_and_all_images_at_once(tmp_path):
     assert (found["precision"], found["recall"]) == pytest.approx(precision_recall(x[:11], y[:11]), abs=1e-4)
     assert found["inception_score"] == pytest.approx(inception_score(network.probabilities(drawn)), abs=1e-2)
     assert (found["samples"], found["images"], found["features"]) == (23, 17, "scenes")
-    assert found["sampler"] == "ddim, 2 steps, guidance 1.5"
+    assert found["sampler"] == "ddim, 2 steps, uniform grid, guidance 1.5"
     assert sorted({path.name.split("-")[0] for path in tmp_path.iterdir()}) == ["fake", "real"]
 
 
@@ -83,7 +83,8 @@ def test_what_another_model_protocol_or_dataset_left_is_not_used(tmp_path):
     with torch.no_grad():
         next(other.denoiser.parameters()).add_(0.5)
     assert measured(other, images(), ASKED, tmp_path)["fid"] != first["fid"]
-    assert measured(model(), images(), replace(ASKED, seed=4), tmp_path)["fid"] != first["fid"]
+    for change in ({"seed": 4}, {"grid": "karras"}):
+        assert measured(model(), images(), replace(ASKED, **change), tmp_path)["fid"] != first["fid"]
     changed = measured(model(), Scenes("test", size=16, count=IMAGES), ASKED, tmp_path)
     assert changed["fid"] != first["fid"] and changed["pixels"] != first["pixels"]
     assert measured(model(), images(), ASKED, tmp_path) == first
