@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import chain
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from . import processes
 from .autoencoder import Code
 from .config import InputError, from_dict, one_or_more, read, to_dict, whole, write
-from .latent import LatentDiffusion, mix, moved, store
+from .latent import LatentDiffusion, assembled, describe, mix, moved, store
 from .losses import LossConfig, Objective
 
 CALIBRATION = 20  # steps that measure the rate when a run is given minutes instead of steps
@@ -56,6 +56,7 @@ class TrainConfig:
     memory: float = 0.0  # GiB of the GPU that the run may take: accumulate is raised until it does; 0 is all there is
     compile: bool | None = None  # the denoiser: a minute that pays in a long run on a GPU; None is there alone
     tensorboard: bool = False
+    shard: bool = False  # each GPU holds a slice of a denoiser and its averages (FSDP2), where one has no room for all
 
     def __post_init__(self) -> None:
         one_or_more(steps=self.steps, batch=self.batch, accumulate=self.accumulate, save_every=self.save_every)
@@ -69,6 +70,8 @@ class TrainConfig:
             raise InputError(f"minutes: {self.minutes} is not above 0")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema: {self.ema} is not in [0, 1)")
+        if self.shard and self.memory:
+            raise InputError("memory: with shard, no rank can try a batch alone; leave it out, and set accumulate")
         if self.batch % self.accumulate:
             raise InputError(f"accumulate: a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
 
@@ -90,6 +93,8 @@ def room(task: Any, batch: Mapping[str, Any], config: TrainConfig) -> int | None
 def too_large(task: Any, batch: Mapping[str, Any], config: TrainConfig) -> InputError:
     """What to do where a step took more memory than there is."""
     once = config.batch // config.accumulate
+    if sharded(task):  # a rank that tries a smaller one would wait for the others
+        return InputError(f"batch: {once} images at once do not fit into memory; give a larger --train.accumulate")
     found = room(task, batch, config) if hasattr(task, "trial") else None
     if found is None:
         return InputError(f"batch: {once} images at once do not fit into memory, nor does one; take a smaller model")
@@ -144,12 +149,12 @@ class EMA:
             p.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "updates": self.updates}
+        return {"average": entire(self.average), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.updates = state["updates"]
         for name, value in state["average"].items():
-            self.average[name].copy_(value)
+            self.average[name].copy_(slice_of(value, self.average[name]))
 
 
 def device() -> torch.device:
@@ -199,13 +204,18 @@ def autocast(place: torch.device, dtype: torch.dtype) -> Any:
 class Descent:
     """One optimiser over a module: mixed precision, accumulation, clipping, learning rate and EMA.
 
-    replica: what a loss calls in place of the module, so that in several processes gradients are means over all."""
+    replica: what a loss calls in place of the module, so that in several processes gradients are means over all.
+    shards: the parts of the module of which each rank holds a slice, as `slices` made them; all that is trained is in
+    one of them. state_dict is then a matter of all ranks, and is the same on the first as without shards."""
 
-    def __init__(self, module: nn.Module, config: TrainConfig):
-        self.module, self.config, self.replica = module, config, replica(module)
+    def __init__(self, module: nn.Module, config: TrainConfig, shards: Sequence[Any] = ()):
+        self.module, self.config, self.shards = module, config, shards
+        self.replica = module if shards else replica(module)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.place = self.parameters[0].device
         self.dtype = precision(config.precision, self.place)
+        if shards and self.dtype == torch.float16:
+            raise InputError("shard: needs --train.precision bf16 or fp32; fp16 scales its loss on each rank by itself")
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=self.place.type != "mps"
         )
@@ -235,7 +245,7 @@ class Descent:
             for name, number in named.items():
                 totals[name] = totals.get(name, 0) + number.detach() / self.config.accumulate
         self.scaler.unscale_(self.optimizer)
-        grad = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        grad = entire(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         self.scaler.step(self.optimizer)  # skips the step, by itself, when fp16 overflowed: its gradient counts as 0
         if self.scaler.is_enabled() and not grad.isfinite():
             grad = torch.zeros_like(grad)
@@ -259,6 +269,8 @@ class Descent:
 
     def alone(self, more: bool) -> Any:
         """Context of a part after which more follow: only the last one's gradients are sent, with those before."""
+        for part in self.shards:
+            part.set_requires_gradient_sync(not more)
         return self.replica.no_sync() if more and self.replica is not self.module else nullcontext()
 
     def averaged(self) -> Any:
@@ -268,15 +280,19 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "model": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": entire(self.module.state_dict()),
+            "optimizer": entire(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        own, optimizer = self.module.state_dict(), dict(state["optimizer"])
+        self.module.load_state_dict({name: slice_of(v, own.get(name)) for name, v in state["model"].items()})
+        if self.shards:  # both averages of a gradient are sliced as its parameter is
+            sliced = lambda values, p: {k: slice_of(v, p) if v.ndim else v for k, v in values.items()}
+            optimizer["state"] = {i: sliced(values, self.parameters[i]) for i, values in optimizer["state"].items()}
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -306,6 +322,54 @@ class Task(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
+# Slices -------------------------------------------------------------------------------------------------------------
+
+
+def slices(model: LatentDiffusion) -> list[Any]:
+    """Leaves each rank with a slice of the denoiser's and the conditioner's weights, in place; returns these two parts.
+
+    A block's weights come together when it is their turn, and go again (FSDP2: torch's fully_shard, Zhao et al. 2023).
+    The first stage stays whole on every rank: it is small, and nothing of it is trained."""
+    from torch.distributed.fsdp import fully_shard
+
+    parts = [part for part in (model.denoiser, model.conditioner) if any(True for _ in part.parameters())]
+    for part in parts:
+        for module in list(part.modules()):
+            if isinstance(module, nn.ModuleList):
+                for block in module:
+                    if any(True for _ in block.parameters()):
+                        fully_shard(block)
+        fully_shard(part, reshard_after_forward=True)  # also after a sample, which no backward pass follows
+    return parts
+
+
+def sharded(task: Any) -> bool:
+    """Whether each rank holds a slice of the model: all have then to take part where weights are read."""
+    return bool(getattr(getattr(task, "descent", None), "shards", ()))
+
+
+def entire(value: Any) -> Any:
+    """The value, or a dict or list with it inside, with tensors that lie in slices put together; on every rank, and on
+    the CPU of the first. What is whole is left as it is."""
+    if isinstance(value, Mapping):
+        return type(value)((k, entire(v)) for k, v in value.items())
+    if isinstance(value, list):
+        return [entire(v) for v in value]
+    if not hasattr(value, "full_tensor"):
+        return value
+    together = value.detach().full_tensor()
+    return together.cpu() if processes.rank() == 0 or not together.ndim else together.new_empty(0)
+
+
+def slice_of(value: Any, own: Any) -> Any:
+    """A whole tensor as this rank holds `own`: its slice if that is one."""
+    if not hasattr(own, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+
+
 class DiffusionTask:
     """Learns the denoiser and the conditioner of a LatentDiffusion; the first stage stays as it is.
 
@@ -313,9 +377,10 @@ class DiffusionTask:
 
     def __init__(self, model: LatentDiffusion, config: TrainConfig, dropout: float = 0.1):
         self.model, self.config, self.dropout = model, config, dropout
-        if compiles(config, next(model.denoiser.parameters()).device):
+        self.about, shard = describe(model), config.shard and processes.distributed()
+        if not shard and compiles(config, next(model.denoiser.parameters()).device):
             model.denoiser.compile()  # in place: its tensors keep their names
-        self.descent = Descent(model, config)
+        self.descent = Descent(model, config, slices(model) if shard else ())
         self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
 
     def step(self, batch: Mapping[str, Any], step: int) -> dict[str, float]:
@@ -338,7 +403,17 @@ class DiffusionTask:
 
     def save(self, folder: Path) -> None:
         with self.descent.averaged() as model:
-            model.save(folder)
+            if not self.descent.shards:
+                model.save(folder)
+                return
+            state = entire(model.state_dict())
+
+        def write() -> None:
+            whole = assembled(self.about)
+            whole.load_state_dict(state)
+            whole.save(folder)
+
+        processes.alone(write)
 
 
 class AutoencoderTask:
@@ -348,6 +423,8 @@ class AutoencoderTask:
     replicas stay equal."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, loss: LossConfig | None = None):
+        if config.shard:
+            raise InputError("shard: is for denoisers; a first stage is small enough without")
         self.model, self.config = model, config
         self.descent = Descent(model, config)
         loss = loss or LossConfig()
@@ -622,8 +699,8 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
         config = replace(config, steps=max(config.steps, CALIBRATION))
     task.config = config
     if step >= config.steps:
-        if not (out / "model" / "config.json").exists():  # killed between the last checkpoint and this
-            processes.alone(task.save, out / "model")
+        if not processes.shared((out / "model" / "config.json").exists):  # killed between the last checkpoint and this
+            finish(task, out)
         return step
     place = next(iter(task.model.parameters())).device
     log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
@@ -659,19 +736,27 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
                 steps = processes.shared(int, config.minutes * 60 / rate)  # one number for all ranks
                 task.config = config = replace(config, steps=max(step, steps), minutes=None)
                 log.total(config.steps)
-                processes.alone(save, out / "checkpoint.pt", task, step, config)
+                save(out / "checkpoint.pt", task, step, config)
                 source = batches(data, step, config, rank, world)
             if config.minutes is None and (step % config.save_every == 0 or asked or due or step == config.steps):
-                processes.alone(save, out / "checkpoint.pt", task, step, config)
+                save(out / "checkpoint.pt", task, step, config)
                 kept = time.monotonic()
-            if config.sample_every and step % config.sample_every == 0 and rank == 0:
+            if config.sample_every and step % config.sample_every == 0 and (rank == 0 or sharded(task)):
                 picture(task, batch, out / "samples" / f"{step:07d}.png")
             if asked and step < config.steps:
                 if config.minutes is not None:
                     raise Stopped(f"stopped at step {step}, before the rate was known; the same command starts again")
                 raise Stopped(f"stopped at step {step} of {config.steps}; the same command goes on from there")
-    processes.alone(task.save, out / "model")
+    finish(task, out)
     return step
+
+
+def finish(task: Task, out: Path) -> None:
+    """The averaged weights, in out/model."""
+    if sharded(task):
+        task.save(out / "model")
+    else:
+        processes.alone(task.save, out / "model")
 
 
 def fitted(task: Task, batch: Mapping[str, Any], config: TrainConfig) -> TrainConfig:
@@ -720,6 +805,7 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
     world = processes.count()
     this = {"about": to_dict(about), "train": to_dict(config)}
     this["train"] |= {"batch": world * config.batch, "accumulate": world * config.accumulate}
+    this["train"].pop("shard")  # it changes where numbers lie, and not what they are
     mark = out / "run.json"
     if mark.exists():
         there = completed(read(mark), config, about)
@@ -751,6 +837,7 @@ def completed(there: dict[str, Any], config: TrainConfig, about: Mapping[str, An
     """What an older version wrote of a run, with the settings that there were none of at the time: they were off, or
     what they are by default."""
     train = to_dict(type(config)()) | there["train"]
+    train.pop("shard")
     known = {}
     for name, value in about.items():
         known[name] = there["about"].get(name)
@@ -772,10 +859,15 @@ def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:
 
 
 def save(path: Path, task: Task, step: int, config: TrainConfig) -> None:
-    """Writes a checkpoint whole or not at all: a run killed here leaves the old one as it was."""
-    # through a file of Python's, whose errors say what went wrong; torch's own writer hides a full disk
-    with whole(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"task": task.state_dict(), "step": step, "config": to_dict(config)}, file)
+    """Writes a checkpoint whole or not at all: a run killed here leaves the old one as it was. On every rank."""
+    state = {"task": task.state_dict(), "step": step, "config": to_dict(config)}
+
+    def write() -> None:
+        # through a file of Python's, whose errors say what went wrong; torch's own writer hides a full disk
+        with whole(path) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
+
+    processes.alone(write)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -799,7 +891,9 @@ def seconds(out: str | Path) -> float:
 
 def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:
     """The task's sample grid as a PNG, without disturbing the run's randomness (every step seeds its own)."""
-    save_grid(task.picture(batch), path, 8)
+    images = task.picture(batch)
+    if processes.rank() == 0:
+        save_grid(images, path, 8)
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

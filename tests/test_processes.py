@@ -47,15 +47,16 @@ def on_two(folder: Path, work: Callable, *arguments) -> None:
     torch.multiprocessing.spawn(in_two, (folder, work, *arguments), nprocs=2)
 
 
-def trained(folder: Path, kind: str, steps: int = 8) -> None:
-    made_of = made(kind, BETWEEN_TWO)
+def trained(folder: Path, kind: str, steps: int = 8, config=BETWEEN_TWO) -> None:
+    made_of = made(kind, config)
     if steps < 8:
         made_of = at(steps - 1, made_of, lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        fit(made_of, Pictures(), BETWEEN_TWO, folder / "run")
+        fit(made_of, Pictures(), config, folder / "run")
     except Stopped as stopped:
         (folder / f"stopped-{processes.rank()}").write_text(str(stopped))
-    torch.save(made_of.model.state_dict(), folder / f"{processes.rank()}.pt")
+    if not config.shard:
+        torch.save(made_of.model.state_dict(), folder / f"{processes.rank()}.pt")
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
