@@ -553,14 +553,14 @@ _OBJECTS = ("house", "tree", "pine", "cactus", "boat")
 _SEGMENTS = ("sky", "sun", "moon", "mountain", "grass", "snow", "sand", "water", *_OBJECTS)
 
 
-def _told(condition: Told, steps: int, width: int = 48, zoom: float = 1.0) -> DiffusionRecipe:
+def _told(condition: Told, steps: int, width: int = 48) -> DiffusionRecipe:
     """A model of the scenes that is told something else than a class."""
     return DiffusionRecipe(
         "scenes-kl-f4",
         replace(_SCENES_UNET, width=width, head_channels=width // 2, vector=0),
         predicts="v",
         condition=condition,
-        data=DataConfig(count=60_000, zoom=zoom),
+        data=DataConfig(count=60_000),
         train=_quick(steps, 32, 1e-3, 0.9995, sample_every=1000),
     )
 
@@ -577,7 +577,7 @@ SCENES = {
     "scenes-text": _told(TextConfig(width=96, heads=3, length=40), 12_000),
     "scenes-layout": _told(BoxesConfig(_OBJECTS, width=96, heads=3, most=4), 12_000),
     "scenes-map": _told(SemanticMapConfig(_SEGMENTS), 8_000, width=40),
-    "scenes-upscale": _told(LowResConfig(4), 8_000, width=40, zoom=2.0),
+    "scenes-upscale": _told(LowResConfig(4), 8_000, width=40),
     "scenes-inpaint": _told(InpaintingConfig(), 10_000),
     # what Features("scenes") looks at pictures with
     "scenes-features": ReaderRecipe(train=_quick(6_000, 32, 3e-3, 0.0, clip=10.0)),
