@@ -662,7 +662,7 @@ GENERIC |= {
     "ldm-text": _own(TextConfig(width=256, depth=4, length=64, vocabulary=2048), flip=False),  # captions tell the sides
     "ldm-layout": _own(BoxesConfig(width=256, depth=4)),
     "ldm-map": _own(SemanticMapConfig()),
-    "ldm-upscale": _own(LowResConfig(4, degradation="bsr"), zoom=2.0),
+    "ldm-upscale": _own(LowResConfig(4, degradation="bsr")),
     "ldm-inpaint": _own(InpaintingConfig()),
 }
 
