@@ -134,7 +134,7 @@ FLOORS = [
     {"data", "metrics"},
     {"presets"},
     {"reading", "editing", "inputs"},
-    {"runs", "checkpoints", "protocol", "originals"},
+    {"runs", "checkpoints", "protocol", "originals", "budget"},
     {"demo"},
     {"cli"},
 ]
@@ -165,6 +165,12 @@ def test_imports_go_down_only(name):
     for path in files:
         higher = {other for other in imported(path) - {name} if floor(other) >= floor(name)}
         assert not higher, f"{path.relative_to(ROOT)} imports {', '.join(sorted(higher))}"
+
+
+def test_every_module_stands_on_a_floor():
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    # an optional module may come later
+    assert modules - {"__init__", "__main__", "course"} <= set().union(*FLOORS) <= modules | {"dit"}
 
 
 def test_imports_are_read_at_the_top_and_inside_functions():
