@@ -7,7 +7,7 @@ latent (SemanticMap, LowRes, Inpainting) has no null: its `blank` is the batch i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -319,36 +319,37 @@ class Boxes(Conditioner):
 
     def row(self, boxes: Any, kinds: Any, crop: Any = (0.0, 0.0, 1.0, 1.0)) -> list[int]:
         """The tokens of one layout."""
-        boxes = torch.as_tensor(boxes, dtype=torch.float64, device="cpu").reshape(-1, 4)
-        kinds = torch.as_tensor(kinds, dtype=torch.long, device="cpu").reshape(-1)
+        boxes = torch.as_tensor(boxes).double().reshape(-1, 4).tolist()
+        kinds = torch.as_tensor(kinds).long().reshape(-1).tolist()
         self.check(boxes, kinds)
-        if self.training:
-            order = torch.randperm(len(boxes))[: self.config.most]
-            boxes, kinds = boxes[order], kinds[order]
-        three = torch.stack([kinds, self.corner(boxes[:, :2]), self.corner(boxes[:, 2:])], 1).flatten().tolist()
-        tokens = three + [self.none] * (3 * self.config.most - len(three))
-        ends = torch.as_tensor(crop, dtype=torch.float64).view(2, 2)
-        return tokens + (self.corner(ends).tolist() if self.config.crop else [])
+        order = torch.randperm(len(boxes)).tolist()[: self.config.most] if self.training else range(len(boxes))
+        tokens: list[int] = []
+        for i in order:
+            tokens += kinds[i], self.corner(*boxes[i][:2]), self.corner(*boxes[i][2:])
+        tokens += [self.none] * (3 * self.config.most - len(tokens))
+        ends = torch.as_tensor(crop).tolist()
+        return tokens + ([self.corner(*ends[:2]), self.corner(*ends[2:])] if self.config.crop else [])
 
-    def corner(self, points: Tensor) -> Tensor:
-        """(K,) tokens of points (K, 2) in [0, 1]: the original rounds, y first."""
-        x, y = (points * (self.config.grid - 1)).round().long().unbind(1)
-        return y * self.config.grid + x
+    def corner(self, x: float, y: float) -> int:
+        """The token of a point in [0, 1]²: the original rounds, y first."""
+        last = self.config.grid - 1
+        return round(y * last) * self.config.grid + round(x * last)
 
-    def check(self, boxes: Tensor, kinds: Tensor) -> None:
+    def check(self, boxes: Sequence[Sequence[float]], kinds: Sequence[int]) -> None:
         most, names = self.config.most, self.names
         if len(boxes) != len(kinds):
             raise InputError(f"boxes: {len(boxes)}, and {len(kinds)} kinds; each box needs one")
         if len(boxes) > most and not self.training:
             raise InputError(f"boxes: {len(boxes)}, and the model was trained with at most {most}; leave some out")
-        for i, (box, kind) in enumerate(zip(boxes.tolist(), kinds.tolist())):
+        for i, (box, kind) in enumerate(zip(boxes, kinds)):
+            if all(0 <= v <= 1 for v in box) and box[0] < box[2] and box[1] < box[3] and 0 <= kind < len(names):
+                continue
             shown = " ".join(f"{v:g}" for v in box)
             if not all(0 <= v <= 1 for v in box):
                 raise InputError(f"boxes: number {i + 1} ({shown}) is not inside [0, 1]; give shares of the picture")
             if box[0] >= box[2] or box[1] >= box[3]:
                 raise InputError(f"boxes: number {i + 1} ({shown}) is empty or inverted; give x0 y0 x1 y1")
-            if not 0 <= kind < len(names):
-                raise InputError(f"box_labels: number {i + 1} is {kind}; there are 0 to {len(names) - 1}")
+            raise InputError(f"box_labels: number {i + 1} is {kind}; there are 0 to {len(names) - 1}")
 
     def blank(self, batch: Batch) -> Batch:
         rows = len(self.need(batch, "boxes"))

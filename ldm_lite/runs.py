@@ -128,7 +128,7 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
 
         processes.alone(claim, out, recipe)
         settings = {"also": model.conditioner.encodes, "spread": recipe.spread}
-        settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents)}
+        settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents), "workers": recipe.train.workers}
         images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     fit(task, images, recipe.train, out, about(recipe))
