@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from . import __version__, processes
+from . import __version__, folders, processes
 from .autoencoder import usage
 from .config import InputError, read, whole, write
 from .features import SEGMENTS, Features
@@ -639,6 +640,7 @@ def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "licence": "MIT, like the code",
     }
+    facts |= begun(getattr(recipe, "init", ""))
     rows = [f"| {k.replace('_', ' ')} | {v} | {MEANING.get(k, '')} |" for k, v in numbers.items()]
     lines = [
         f"# {out.name}",
@@ -656,6 +658,17 @@ def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str,
     write(out / "model" / "metrics.json", numbers | training)
     with whole(out / "model" / "card.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
+
+
+def begun(init: str) -> dict[str, str]:
+    """For the card of a run that did not begin at random: the command and the training of what it began with."""
+    if not init:
+        return {}
+    with suppress(InputError, OSError):
+        lines = (folders.found(init) / "card.md").read_text(encoding="utf-8").splitlines()
+        said = [line.split(": ", 1)[1] for line in lines if line.startswith(("- command: ", "- training: "))]
+        return {"begun with": ", ".join((init, *said))}
+    return {"begun with": init}
 
 
 @functools.cache

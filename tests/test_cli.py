@@ -161,7 +161,11 @@ STILL = ("--steps", "1", "--train.lr", "1e-9")  # weights stay where they begin
 def test_a_run_begins_with_the_weights_of_a_trained_model(here, model, capsys):
     assert cli.main(["train", "tiny-ldm2", "--first_stage", model, "--init", model, *STILL]) == 0
     assert "it begins with the weights of model\n" in capsys.readouterr().out
-    assert "--init model" in (here / "runs/tiny-ldm2/model/card.md").read_text()
+    card = (here / "runs/tiny-ldm2/model/card.md").read_text()
+    assert "--init model" in card and "\n- begun with: model\n" in card  # whose own card there is not
+    again = ["--first_stage", model, "--init", "runs/tiny-ldm2", "--out", "again", *STILL]
+    assert cli.main(["train", "tiny-ldm2", *again]) == 0
+    assert "\n- begun with: runs/tiny-ldm2, `ldm-lite train tiny-ldm2 -" in (here / "again/model/card.md").read_text()
     mine, theirs = LatentDiffusion.load("runs/tiny-ldm2"), LatentDiffusion.load(model)
     torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), atol=1e-6, rtol=0)
     assert cli.main(["train", "tiny-kl2", "--init", model, *STILL]) == 0
