@@ -31,6 +31,7 @@ from ldm_lite.training import Descent, TrainConfig, autocast, batches, device, l
 from ldm_lite.unet import UNet
 
 STEPS = 30
+LEARNED_FROM = 120_000  # of the first training scenes, by scenes-text
 
 
 def table(*names: str) -> None:
@@ -77,14 +78,17 @@ def of_class(n: int, judge: Judge) -> None:
         )
 
 
-def unseen(n: int, known: int = 60_000) -> dict[str, Any]:
-    """n held-out scenes whose captions are of none of the scenes that were learned from."""
-    train = Scenes("train", size=16)
-    plans = (train.plan(range(k, k + 500)) for k in range(0, known, 500))
-    captions = {plan.caption(i) for plan in plans for i in range(500)}
-    scenes = Scenes("validation", keys=("image", "caption"))
-    rows = [k for k in range(10_000) if scenes.plan([k]).caption(0) not in captions][:n]
-    return whole_batch(scenes, rows)
+def unseen(n: int) -> dict[str, Any]:
+    """n scenes after those that scenes-text learned from, with captions that none of those had."""
+    scenes, known = Scenes("train", keys=("image", "caption")), LEARNED_FROM
+    said = lambda rows: [plan.caption(i) for plan in [scenes.plan(rows)] for i in range(len(rows))]
+    captions = {caption for k in range(0, known, 500) for caption in said(range(k, k + 500))}
+    rows: list[int] = []
+    for k in range(known, len(scenes), 500):
+        if len(rows) >= n:
+            break
+        rows += [k + i for i, caption in enumerate(said(range(k, k + 500))) if caption not in captions]
+    return whole_batch(scenes, rows[:n])
 
 
 def said(captions: list[str], shown: list[Any]) -> float:
@@ -93,8 +97,9 @@ def said(captions: list[str], shown: list[Any]) -> float:
 
 
 def text(n: int, judge: Judge) -> None:
-    model, batch = LatentDiffusion.load("scenes-text").to(device()), unseen(n)
-    print(f"{len(batch['caption'])} captions that are of none of the scenes learned from")
+    model, both = LatentDiffusion.load("scenes-text").to(device()), unseen(3 * n)
+    batch, others = {k: v[:n] for k, v in both.items()}, both["image"][n:]
+    judge.real = looked_at(judge.features, others)  # scenes of rare captions: they have more objects than most
     table("guidance", "objects heard", "FID", "a noun's attention peaks inside", "its phrase's")
     row("real scenes", said(batch["caption"], things(batch["image"], judge.finder)), judge.fid(batch["image"]), "", "")
     for guidance in (1.0, 2.0, 4.0, 6.0):
