@@ -110,11 +110,13 @@ def text(n: int, judge: Judge) -> None:
 
 def peaks(model: LatentDiffusion, captions: list[str], guidance: float, judge: Judge) -> tuple[float, float]:
     """The share of nouns, and of nouns with their number and colour ("two cacti", "a red house"), whose attention, a
-    mean over the layers and steps, peaks inside such an object. What was not drawn at all does not count."""
+    mean over the layers with the finest maps and the steps, peaks inside such an object. What was not drawn at all does
+    not count."""
     told, nouns, phrases = model.conditioner, [], []
     with recorded(model.denoiser) as maps, autocast(model.device, precision("auto", model.device)):
-        images = model.sample({"caption": captions}, batch_size=len(captions), steps=STEPS, guidance=guidance)
-    mean = maps.mean(16)[-len(captions) :]
+        both = 2 * len(captions)  # with and without the caption, in one call of the denoiser
+        images = model.sample({"caption": captions}, batch_size=both, steps=STEPS, guidance=guidance)
+    mean = maps.mean(16, least=max(maps.calls[0][0].shape[1:3]))[-len(captions) :]
     for caption, where, shown in zip(captions, mean, things(images, judge.finder)):
         for one in wanted(caption):
             if boxes := [thing.box for thing in shown if one.means(thing)]:

@@ -30,12 +30,15 @@ class Maps:
     def __init__(self) -> None:
         self.calls: list[list[Tensor]] = []
 
-    def mean(self, side: int | tuple[int, int], calls: slice = slice(None)) -> Tensor:
-        """(B, side, side, L): over the layers and some of the calls, each map at this size. InputError without any."""
+    def mean(self, side: int | tuple[int, int], calls: slice = slice(None), least: int = 1) -> Tensor:
+        """(B, side, side, L): over the layers and some of the calls, each map at this size. InputError without any.
+
+        least: leaves out maps of fewer places on a side, where one place may hold a whole object and its neighbours."""
         size = (side, side) if isinstance(side, int) else side
-        some = [layer for call in self.calls[calls] for layer in call]
+        some = [layer for call in self.calls[calls] for layer in call if min(layer.shape[1:3]) >= least]
         if not some:
-            raise InputError("maps: none were recorded; the model has no cross-attention, or drew nothing")
+            few = f", or none of {least} places on a side" if least > 1 else ""
+            raise InputError(f"maps: none were recorded; the model has no cross-attention{few}, or drew nothing")
         total = torch.zeros(())
         for layer in some:
             maps = rearrange(layer, "b y x l -> b l y x")

@@ -41,6 +41,10 @@ def test_every_call_and_every_layer_is_recorded_at_its_own_size():
     mean = maps.mean((6, 10))
     torch.testing.assert_close(mean.sum(-1), torch.ones(2, 6, 10))
     assert not torch.equal(mean, maps.mean((6, 10), slice(0, 0 + 1)) * 2)
+    finest = torch.stack([layer for call in maps.calls for layer in call if layer.shape[1] == 6]).mean(0)
+    torch.testing.assert_close(maps.mean((6, 10), least=6), finest)
+    with pytest.raises(InputError, match=r"^maps: .*none of 7 places on a side"):
+        maps.mean((6, 10), least=7)
 
 
 def test_nothing_is_recorded_afterwards_even_after_an_error():
