@@ -6,10 +6,18 @@ import torch
 
 from ldm_lite.data import Scenes
 from ldm_lite.latent import LatentDiffusion
-from ldm_lite.runs import classes_in_rows, pictures, reconstructed, sampled
+from ldm_lite.presets import DataConfig, told_images
+from ldm_lite.runs import beside, classes_in_rows, pictures, reconstructed, sampled, told_samples, whole_batch
 from ldm_lite.training import autocast, precision, save_grid
 
 HERE = Path(__file__).parent / "pictures"
+
+PROMPTS = (
+    "a red house on the left and two pines, in the snow at dusk",
+    "a white boat on the left and a blue boat on the right, on the water at night",
+    "three cacti, on sand by day",
+    "two trees and a yellow house in the middle, on grass at dawn",
+)
 
 
 def enlarged(images: torch.Tensor, times: int) -> torch.Tensor:
@@ -31,6 +39,14 @@ def main() -> None:
     save_grid(enlarged(by_class, 2), HERE / "samples.png", columns)
     # the README's first: two of each kind
     save_grid(enlarged(samples[:32], 2), HERE / "first-screen.png", 8)
+
+    # a row or two for each model that is told something: what it is told, and below it what it draws
+    told = [LatentDiffusion.load("scenes-text").sample({"caption": PROMPTS * 2}, steps=30, guidance=2.0, seed=1)]
+    for name, guidance in (("layout", 2.0), ("map", 1.0), ("upscale", 1.0), ("inpaint", 1.0)):
+        other = LatentDiffusion.load(f"scenes-{name}")
+        given = whole_batch(told_images(DataConfig(), other.conditioner.config, "validation"), range(8))
+        told.append(beside(other, given, told_samples(other, given, 64, guidance, 30))[:16])
+    save_grid(enlarged(torch.cat(told), 2), HERE / "told.png", 8)
 
     # one latent on its way from noise to a picture
     states = list(model.trajectory({"label": torch.tensor([3, 6])}, steps=30, guidance=2.0, seed=4))

@@ -987,7 +987,6 @@ def attention(side, channels):
 # %% [check]
 from ldm_lite.budget import counted
 from ldm_lite.course.checks import check
-from ldm_lite.layers import SelfAttention
 
 praise = "From side 32 to 64 the first term grows 16 times. The UNet has none at 64."
 with check("Attention at full size", "Add up places, 3 C and C.", praise) as c:

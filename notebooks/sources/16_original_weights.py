@@ -994,9 +994,6 @@ memory; those of the check do not.)
 """
 
 # %% [stub]
-import pickletools
-
-
 def wants(data):
     return ...
 
