@@ -993,6 +993,7 @@ ones push two texts, instructions with `UNICODE` in their name, and then say `ST
 memory; those of the check do not.)
 """
 
+
 # %% [stub]
 def wants(data):
     return ...
