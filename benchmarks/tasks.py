@@ -120,8 +120,10 @@ def peaks(model: LatentDiffusion, captions: list[str], guidance: float, judge: J
     for caption, where, shown in zip(captions, mean, things(images, judge.finder)):
         for one in wanted(caption):
             if boxes := [thing.box for thing in shown if one.means(thing)]:
-                for words, hits in ((one.word, nouns), (one.phrase, phrases)):
-                    y, x = divmod(int(where[..., told.places(caption, words)].sum(-1).argmax()), 16)
+                phrase = told.places(caption, one.phrase)
+                noun = phrase[-told.count(f" {one.word}") :]  # this one's: there may be two boats
+                for tokens, hits in ((noun, nouns), (phrase, phrases)):
+                    y, x = divmod(int(where[..., tokens].sum(-1).argmax()), 16)
                     x, y = (x + 0.5) / 16, (y + 0.5) / 16
                     hits.append(any(b[0] <= x <= b[2] and b[1] <= y <= b[3] for b in boxes))
     return sum(nouns) / len(nouns), sum(phrases) / len(phrases)
