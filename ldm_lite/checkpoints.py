@@ -622,6 +622,8 @@ def _compvis_whole(model: LatentDiffusion, dtype: torch.dtype | None, where: str
 
 def _conditioner_out(told: nn.Module) -> dict[str, Tensor]:
     """The tensors of a conditioner in the original's names. InputError for one that it does not have."""
+    if isinstance(told, Boxes) and told.config.joined:
+        raise InputError("Boxes with joined: has no names in the original; save denoiser alone (--part)")
     if isinstance(told, (Text, Boxes)):
         encoder = told.encoder
         words = torch.zeros_like(encoder.token.weight)  # its model of language has a head, of which nothing is used

@@ -6,6 +6,7 @@ latent (SemanticMap, LowRes, Inpainting) has no null: its `blank` is the batch i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from .condition import Condition
 from .config import InputError, one_or_more, suggest
-from .layers import TokenEncoder
+from .layers import SetEncoder, TokenEncoder
 from .tokens import BytePairs, Words
 
 Batch = dict[str, Any]
@@ -279,9 +280,14 @@ class BoxesConfig:
     grid: int = 32  # places of a corner along each side
     vocabulary: int = 0  # tokens; 0 is what the grid, or the kinds, and the padding need
     crop: bool = False  # two more tokens say which part of the whole the picture shows
+    # one token a box in place of three, and corners that begin as waves (as GLIGEN, Li et al. 2023): which corners and
+    # kind belong together, and which places are neighbours, has then not to be learned
+    joined: bool = False
 
     def __post_init__(self) -> None:
         one_or_more(width=self.width, depth=self.depth, heads=self.heads, most=self.most, grid=self.grid)
+        if self.joined and self.crop:
+            raise InputError("joined: a crop's two tokens are no box; leave crop or joined out")
         least = max(self.grid**2, len(self.names)) + 1
         if 0 < self.vocabulary < least:
             raise InputError(f"vocabulary: {self.vocabulary} is less than the {least} that the grid and kinds need")
@@ -293,6 +299,16 @@ class BoxesConfig:
     @property
     def length(self) -> int:
         return 3 * self.most + 2 * self.crop
+
+
+def waves(grid: int, width: int) -> Tensor:
+    """(grid * grid, width) the places of a grid, row by row, as sines and cosines of y and of x: from half a wave on a
+    side to one on four places. The last few of a width that is not divisible by four are 0."""
+    k = width // 4
+    angle = math.pi * torch.linspace(0, 1, grid)[:, None] * torch.logspace(0, math.log2(grid / 2), k, 2)
+    line = F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, width // 2 - 2 * k))
+    both = torch.cat([line[:, None].expand(-1, grid, -1), line.expand(grid, -1, -1)], 2).flatten(0, 1)
+    return F.pad(both, (0, width - 2 * (width // 2)))
 
 
 class Boxes(Conditioner):
@@ -309,7 +325,12 @@ class Boxes(Conditioner):
         super().__init__()
         self.config, c = config, config
         self.names, self.none = c.names, c.tokens - 1
-        self.encoder = TokenEncoder(c.tokens, c.length, c.width, c.depth, c.heads, c.head_channels)
+        encoder = SetEncoder if c.joined else TokenEncoder
+        self.encoder = encoder(c.tokens, c.length, c.width, c.depth, c.heads, c.head_channels)
+        if c.joined:
+            table, kinds = nn.init.normal_(self.encoder.token.weight), len(c.names)  # numbers that are kinds as well
+            with torch.no_grad():
+                table[kinds : c.grid**2] = 2**0.5 * waves(c.grid, c.width)[kinds:]
 
     def forward(self, batch: Batch) -> Condition:
         boxes, kinds = self.need(batch, "boxes"), self.need(batch, "box_labels")

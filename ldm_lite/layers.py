@@ -240,7 +240,24 @@ class TokenEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.shape[1] != self.length:
             raise ValueError(f"{tokens.shape[1]} tokens in place of {self.length}")
-        x = self.token(tokens) + self.place.weight
+        x = self.embedded(tokens)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        return self.token(tokens) + self.place.weight
+
+
+class SetEncoder(TokenEncoder):
+    """tokens (B, length) -> (B, length / 3, width): each three are one thing, joined by a linear map before the blocks.
+
+    Things have no place among each other: in another order they are the same."""
+
+    def __init__(self, vocabulary: int, length: int, width: int, depth: int, heads: int, head_channels: int):
+        super().__init__(vocabulary, length, width, depth, heads, head_channels)
+        del self.place
+        self.join = nn.Linear(3 * width, width)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        return self.join(rearrange(self.token(tokens), "b (things three) c -> b things (three c)", three=3))

@@ -575,7 +575,7 @@ SCENES = {
         train=_quick(12_000, 32, 1e-3, 0.9995, sample_every=1000),
     ),
     "scenes-text": _told(TextConfig(width=96, heads=3, length=40), 12_000),
-    "scenes-layout": _told(BoxesConfig(_OBJECTS, width=96, heads=3, most=4), 12_000),
+    "scenes-layout": _told(BoxesConfig(_OBJECTS, width=96, heads=3, most=4, joined=True), 12_000),
     "scenes-map": _told(SemanticMapConfig(_SEGMENTS), 8_000, width=40),
     "scenes-upscale": _told(LowResConfig(4), 8_000, width=40),
     "scenes-inpaint": _told(InpaintingConfig(), 10_000),

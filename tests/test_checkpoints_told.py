@@ -333,6 +333,10 @@ def test_a_conditioner_that_does_not_fit_is_refused_by_name(tmp_path):
     [
         (TogetherConfig((TOLD["map"], TOLD["low"])), "Together: has no names in the original"),
         (LabelsConfig(("a", "b"), 6, "vector"), "Labels as vector: has no names in the original"),
+        (
+            BoxesConfig(("a", "b"), width=6, most=2, grid=5, joined=True),
+            "Boxes with joined: has no names in the original",
+        ),
     ],
 )
 def test_what_the_original_cannot_be_told_is_not_written(condition, says, tmp_path):

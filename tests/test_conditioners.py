@@ -1,5 +1,7 @@
 """From a batch to a condition, and to the null condition."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from ldm_lite.conditioners import (
     TogetherConfig,
     Unconditional,
     build,
+    waves,
     widths,
 )
 from ldm_lite.config import InputError, from_dict, to_dict
@@ -208,6 +211,34 @@ def test_the_order_of_boxes_is_shuffled_in_training_only():
     orders = {tuple(conditioner.row(*three)) for _ in range(40)}
     split = lambda row: sorted(zip(row[::3], row[1::3], row[2::3]))
     assert len(orders) == 6 and all(split(row) == split(once) for row in orders)
+
+
+def test_corners_of_joined_boxes_begin_as_waves():
+    table = waves(9, 14)
+    assert table.shape == (81, 14) and (table[:, 12:] == 0).all()
+    by_hand = []  # of the place in row 2, column 5, y first
+    for at in (2 / 8, 5 / 8):
+        angles = [math.pi * at * 4.5 ** (i / 2) for i in range(3)]
+        by_hand += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    torch.testing.assert_close(table[2 * 9 + 5, :12], torch.tensor(by_hand))
+    start = boxes(joined=True).encoder.token.weight
+    torch.testing.assert_close(start[2:81], 2**0.5 * waves(9, 6)[2:])
+
+
+def test_joined_boxes_are_one_token_each_and_have_no_order():
+    conditioner = boxes(joined=True)
+    two, kinds = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.3, 0.1, 1.0, 0.9]]), torch.tensor([1, 0])
+    context = conditioner({"boxes": [two], "box_labels": [kinds]}).context
+    assert context.shape == (1, 3, 6)
+    other = conditioner({"boxes": [two.flip(0)], "box_labels": [kinds.flip(0)]}).context
+    torch.testing.assert_close(other[:, [1, 0, 2]], context)
+    exchanged = conditioner({"boxes": [two], "box_labels": [kinds.flip(0)]}).context
+    assert (exchanged - context).abs().max() > 1e-3  # which kind has which box is told
+    encoder, row = conditioner.encoder, torch.tensor([conditioner.row(two, kinds)])
+    by_hand = [encoder.join(encoder.token(row[0, i : i + 3]).flatten()) for i in (0, 3, 6)]
+    torch.testing.assert_close(encoder.embedded(row)[0], torch.stack(by_hand))
+    with pytest.raises(InputError, match=r"^joined: a crop's two tokens are no box"):
+        boxes(joined=True, crop=True)
 
 
 def test_training_takes_some_of_too_many_boxes_and_sampling_refuses():
