@@ -306,9 +306,9 @@ def waves(grid: int, width: int) -> Tensor:
     side to one on four places. The last few of a width that is not divisible by four are 0."""
     k = width // 4
     angle = math.pi * torch.linspace(0, 1, grid)[:, None] * torch.logspace(0, math.log2(grid / 2), k, 2)
-    line = F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, width // 2 - 2 * k))
+    line = torch.cat([angle.sin(), angle.cos()], 1)
     both = torch.cat([line[:, None].expand(-1, grid, -1), line.expand(grid, -1, -1)], 2).flatten(0, 1)
-    return F.pad(both, (0, width - 2 * (width // 2)))
+    return F.pad(both, (0, width - 4 * k))
 
 
 class Boxes(Conditioner):
