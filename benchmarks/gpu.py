@@ -32,17 +32,16 @@ from pairs import show
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig, Pixels
+from ldm_lite.autoencoder import Pixels
 from ldm_lite.condition import Condition
 from ldm_lite.conditioners import Unconditional
 from ldm_lite.diffusion import Diffusion, Estimate, VariancePreserving
 from ldm_lite.latent import LatentDiffusion
-from ldm_lite.presets import UNETS
+from ldm_lite.presets import FIRST_STAGES, UNETS
 from ldm_lite.samplers import ddim
 from ldm_lite.training import DiffusionTask, TrainConfig, room
 from ldm_lite.unet import UNet, UNetConfig
 
-STAGE = AutoencoderConfig(bottleneck="vq", channels=3, mult=(1, 2, 4), codes=8192)  # the paper's vq-f4
 TINY = UNetConfig(channels=3, width=32, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=32)
 
 
@@ -136,7 +135,9 @@ def sampling(place: Place, model: nn.Module, denoise: Callable[[Tensor, Tensor],
 
 def pictures(place: Place, compiled: bool, steps: int = 20) -> float:
     """Images a second of the whole CelebA-HQ model with random weights: DDIM and the decoder."""
-    model = LatentDiffusion(Autoencoder(STAGE), UNet(place.config), Diffusion(VariancePreserving()), Unconditional())
+    model = LatentDiffusion(
+        FIRST_STAGES["vq-f4"].build(), UNet(place.config), Diffusion(VariancePreserving()), Unconditional()
+    )
     model.to(place.device, memory_format=torch.channels_last).eval()
     if compiled:
         model.denoiser.compile(fullgraph=True)

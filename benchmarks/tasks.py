@@ -80,14 +80,17 @@ def of_class(n: int, judge: Judge) -> None:
 
 def unseen(n: int) -> dict[str, Any]:
     """n scenes after those that scenes-text learned from, with captions that none of those had."""
-    scenes, known = Scenes("train", keys=("image", "caption")), LEARNED_FROM
-    said = lambda rows: [plan.caption(i) for plan in [scenes.plan(rows)] for i in range(len(rows))]
-    captions = {caption for k in range(0, known, 500) for caption in said(range(k, k + 500))}
-    rows: list[int] = []
-    for k in range(known, len(scenes), 500):
+    scenes, rows = Scenes("train", keys=("image", "caption")), []
+
+    def captions(first: int) -> list[str]:
+        plan = scenes.plan(range(first, first + 500))
+        return [plan.caption(i) for i in range(500)]
+
+    known = {caption for first in range(0, LEARNED_FROM, 500) for caption in captions(first)}
+    for first in range(LEARNED_FROM, len(scenes), 500):
+        rows += [first + i for i, caption in enumerate(captions(first)) if caption not in known]
         if len(rows) >= n:
             break
-        rows += [k + i for i, caption in enumerate(said(range(k, k + 500))) if caption not in captions]
     return whole_batch(scenes, rows[:n])
 
 

@@ -340,15 +340,15 @@ class Boxes(Conditioner):
 
     def row(self, boxes: Any, kinds: Any, crop: Any = (0.0, 0.0, 1.0, 1.0)) -> list[int]:
         """The tokens of one layout."""
-        boxes = torch.as_tensor(boxes).double().reshape(-1, 4).tolist()
-        kinds = torch.as_tensor(kinds).long().reshape(-1).tolist()
+        boxes = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4).tolist()
+        kinds = torch.as_tensor(kinds, dtype=torch.long).reshape(-1).tolist()
         self.check(boxes, kinds)
         order = torch.randperm(len(boxes)).tolist()[: self.config.most] if self.training else range(len(boxes))
         tokens: list[int] = []
         for i in order:
             tokens += kinds[i], self.corner(*boxes[i][:2]), self.corner(*boxes[i][2:])
         tokens += [self.none] * (3 * self.config.most - len(tokens))
-        ends = torch.as_tensor(crop).tolist()
+        ends = torch.as_tensor(crop, dtype=torch.float64).tolist()
         return tokens + ([self.corner(*ends[:2]), self.corner(*ends[2:])] if self.config.crop else [])
 
     def corner(self, x: float, y: float) -> int:
@@ -362,15 +362,14 @@ class Boxes(Conditioner):
             raise InputError(f"boxes: {len(boxes)}, and {len(kinds)} kinds; each box needs one")
         if len(boxes) > most and not self.training:
             raise InputError(f"boxes: {len(boxes)}, and the model was trained with at most {most}; leave some out")
+        shown = lambda i: f"number {i + 1} ({' '.join(f'{v:g}' for v in boxes[i])})"
         for i, (box, kind) in enumerate(zip(boxes, kinds)):
-            if all(0 <= v <= 1 for v in box) and box[0] < box[2] and box[1] < box[3] and 0 <= kind < len(names):
-                continue
-            shown = " ".join(f"{v:g}" for v in box)
             if not all(0 <= v <= 1 for v in box):
-                raise InputError(f"boxes: number {i + 1} ({shown}) is not inside [0, 1]; give shares of the picture")
+                raise InputError(f"boxes: {shown(i)} is not inside [0, 1]; give shares of the picture")
             if box[0] >= box[2] or box[1] >= box[3]:
-                raise InputError(f"boxes: number {i + 1} ({shown}) is empty or inverted; give x0 y0 x1 y1")
-            raise InputError(f"box_labels: number {i + 1} is {kind}; there are 0 to {len(names) - 1}")
+                raise InputError(f"boxes: {shown(i)} is empty or inverted; give x0 y0 x1 y1")
+            if not 0 <= kind < len(names):
+                raise InputError(f"box_labels: number {i + 1} is {kind}; there are 0 to {len(names) - 1}")
 
     def blank(self, batch: Batch) -> Batch:
         rows = len(self.need(batch, "boxes"))
