@@ -114,9 +114,16 @@ def options(cls: Any, default: Any, arguments: list[str], program: str, about: s
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(one_line(screen.getvalue())) from None
+        raise InputError(reason(stop) or one_line(screen.getvalue())) from None
     except ValueError as error:  # a config that checks itself
         raise InputError(str(error)) from None
+
+
+def reason(stop: BaseException | None) -> str:
+    """What a config that checks itself said of a field before tyro framed and wrapped it; nothing where none did."""
+    while stop is not None and not (isinstance(stop, InputError) and re.match(r"\w+: ", str(stop))):
+        stop = stop.__cause__ or stop.__context__
+    return str(stop or "")
 
 
 def one_line(screen: str) -> str:

@@ -202,9 +202,14 @@ class DiffusionRecipe:
     cache: bool = True  # encode every image once, before training
     latents: str = ""  # the folder for them, which several runs may share; by default the run has its own
     spread: bool = False  # each step draws a latent from the first stage's posterior, as the original; else its mean
+    balance: Literal["label", "caption"] | None = None  # each is drawn equally often, however many images have it
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     init: str = ""  # a trained model to begin with, of the same shape: a run, a model's folder or a shipped name
+
+    def __post_init__(self) -> None:
+        if self.balance and (not self.cache or self.data.stream):
+            raise InputError("balance: is counted in cached latents; leave out --cache and --data.stream")
 
     def build(self, first_stage: nn.Module | None = None) -> LatentDiffusion:
         """The model with a random denoiser, around a given first stage, else the recipe's with random weights."""

@@ -125,12 +125,13 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     model = named.build(stage).to(device())
     begin_with(model, recipe)
     if recipe.cache and not recipe.data.stream and unfinished(out):
-        from .data import cache_latents
+        from .data.cache import Balanced, cache_latents
 
         processes.alone(claim, out, recipe)
         settings = {"also": model.conditioner.encodes, "spread": recipe.spread}
         settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents), "workers": recipe.train.workers}
         images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
+        images = Balanced(images, recipe.balance) if recipe.balance else images
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     fit(task, images, recipe.train, out, about(recipe))
 

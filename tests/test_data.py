@@ -22,7 +22,7 @@ from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError
 from ldm_lite.data import HubImages, ImageFolder, Latents, Scenes, cache_latents, with_low_res
 from ldm_lite.data import cache as data_cache
-from ldm_lite.data.cache import Shards
+from ldm_lite.data.cache import Balanced, Shards
 from ldm_lite.data.folder import decoded, pixels
 from ldm_lite.diffusion import Diffusion, VariancePreserving
 from ldm_lite.latent import LatentDiffusion
@@ -790,6 +790,39 @@ def test_scenes_are_cached_by_their_fast_path(stage):
     pixels = cache_latents(Pixels(), scenes, progress=False)
     assert [item["label"] for item in cache] == [scenes[row]["label"] for row in range(5)]
     torch.testing.assert_close(pixels[3]["z"], scenes[3]["image"], atol=5e-4, rtol=0)
+
+
+RARE = ["a cat"] * 9 + ["a dog"] * 4 + ["a cat and a dog"]
+
+
+@pytest.mark.parametrize("key", ["caption", "label"])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_balanced_latents_take_each_caption_as_often_as_the_others_and_all_items_of_each(key, turns):
+    n = len(RARE)
+    columns = {"z": torch.arange(turns * n).view(-1, 1, 1, 1).half(), "caption": RARE * turns}
+    columns["label"] = torch.tensor([sorted(set(RARE)).index(caption) for caption in columns["caption"]])
+    even = Balanced(Latents(columns, ("cat", "both", "dog"), turns), key)
+    assert len(even) == n and even.label_names == ("cat", "both", "dog") and even[13]["caption"] in RARE
+    seen = []
+    for epoch in range(60):
+        drawn = even.draws([(row, epoch) for row in range(n)])
+        rows = drawn["z"].flatten().int() % n
+        assert [RARE[row] for row in rows] == drawn["caption"]
+        counts = [drawn["caption"].count(caption) for caption in set(RARE)]
+        assert max(counts) - min(counts) <= 1 and sum(counts) == n
+        seen += rows.tolist()
+    assert set(seen) == set(range(n))
+    assert max(seen.count(row) for row in range(9)) < 2 * min(seen.count(row) for row in range(9))
+    assert max(map(seen.count, range(n))) == seen.count(13) == 60 * n // 3
+    assert torch.equal(even.draws([(3, 5), (0, 6)])["z"], even.draws([(3, 5), (0, 6)])["z"])
+
+
+def test_latents_without_captions_cannot_be_balanced_by_them(stage, tmp_path):
+    for folder in (None, tmp_path):
+        cache = cache_latents(stage, Counted(keys=("label",)), folder, progress=False)
+        assert cache.column("label").tolist() == [0, 1, 0, 1, 0, 1, 0]
+        with pytest.raises(InputError, match="balance: the images have no caption; they have label, z"):
+            Balanced(cache, "caption")
 
 
 def test_the_first_stage_is_left_as_it_was(stage):

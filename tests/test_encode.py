@@ -17,7 +17,7 @@ from ldm_lite.data.cache import about
 from ldm_lite.data.folder import ImageFolder
 from ldm_lite.latent import LatentDiffusion
 from ldm_lite.presets import PRESETS, DataConfig, DiffusionRecipe, dataset
-from ldm_lite.training import TrainConfig
+from ldm_lite.training import DiffusionTask, TrainConfig
 from ldm_lite.unet import UNetConfig
 
 LINE = ["encode", "model", "mine", "--size", "16", "-o", "latents"]
@@ -175,3 +175,32 @@ def test_the_encoder_alone_serves_as_well(here):
     assert cli.main(["encode", "stage", "mine", "--size", "16", "-o", "latents", "--split", "validation"]) == 0
     made = cache_latents(stage, dataset(DataConfig("mine", 16), "validation"), progress=False)
     assert torch.equal(load_file(here / "latents/00000.safetensors")["z"], made.columns["z"])
+
+
+def test_a_recipe_learns_from_classes_evenly_and_goes_on_as_the_same_run(here, monkeypatch, capsys):
+    for i, path in enumerate(sorted((here / "mine").iterdir())):
+        folder = here / "mine" / ("common" if i < 20 else "rare")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    seen = []
+    step = DiffusionTask.step
+    monkeypatch.setattr(DiffusionTask, "step", lambda self, b, i: seen.extend(b["label"].tolist()) or step(self, b, i))
+    line = ["train", "mine-ldm", "--classes", "True", "--balance", "label", "--steps", "11"]
+    assert cli.main([*line, "--out", "whole"]) == 0
+    assert len(seen) == 44 and abs(seen.count(0) - 22) <= 1
+    seen.clear()
+    assert cli.main(["train", "mine-ldm", "--classes", "True", "--steps", "11", "--out", "plain"]) == 0
+    assert seen.count(1) < 8
+    kill = lambda self, b, i: os.kill(os.getpid(), signal.SIGINT) if i == 5 else None
+    monkeypatch.setattr(DiffusionTask, "step", lambda self, b, i: (kill(self, b, i), step(self, b, i))[1])
+    assert cli.main([*line, "--out", "parts"]) == 130
+    assert cli.main([*line, "--out", "parts"]) == 0
+    one, two = (load_file(here / out / "model" / "model.safetensors") for out in ("whole", "parts"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    capsys.readouterr()
+    assert "balance: is counted in cached latents; leave out --cache and --data.stream" in refused(
+        capsys, *line, "--cache", "False"
+    )
+    assert "balance: the images have no caption; they have label, z" in refused(
+        capsys, *line[:5], "caption", "--steps", "2", "--out", "none"
+    )

@@ -45,6 +45,10 @@ class Latents(Dataset):
         found = taken(self.columns, torch.as_tensor(rows, dtype=torch.long))
         return found | {k: v.float() for k, v in found.items() if latent(k)}
 
+    def column(self, name: str) -> Tensor | list[Any]:
+        """What all items have of one name, in memory."""
+        return self.columns[name]
+
     def draws(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """A batch of (row, epoch) pairs."""
         n, turned = len(self), self.turns > 1
@@ -79,7 +83,10 @@ class Shards(Latents):
     @property
     def columns(self) -> dict[str, Tensor | list[Any]]:  # type: ignore[override]
         """All of it, in memory."""
-        return {name: _joined([shard[name] for shard in self.shards]) for name in self.shards[0]}
+        return {name: self.column(name) for name in self.shards[0]}
+
+    def column(self, name: str) -> Tensor | list[Any]:
+        return _joined([shard[name] for shard in self.shards])
 
     def batch(self, rows: Sequence[int]) -> dict[str, Any]:
         rows = np.asarray(rows, dtype=np.int64)
@@ -99,6 +106,37 @@ class Shards(Latents):
         for path, shard in zip(self.paths, self.shards, strict=True):
             if checksum(shard) != about(path).get("checksum"):
                 raise InputError(f"{path}: is not what was written; delete it and encode again")
+
+
+class Balanced(Dataset):
+    """Latents of which each label, or each caption, is drawn equally often, however many items have it: what is rare is
+    learned as well as what is common. An epoch takes every value as often as every other, to within one, and chooses
+    among its items by chance."""
+
+    def __init__(self, data: Latents, key: str):
+        if key not in (item := data[0]):
+            raise InputError(f"balance: the images have no {key}; they have {', '.join(sorted(item))}")
+        self.data, self.label_names = data, data.label_names
+        column = data.column(key)
+        values = (column.tolist() if isinstance(column, Tensor) else column)[: len(data)]  # a second turn repeats them
+        found: dict[Any, list[int]] = {}
+        for row, value in enumerate(values):
+            found.setdefault(value, []).append(row)
+        self.groups = list(found.values())
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def row(self, row: int, epoch: int) -> int:
+        """The row that is drawn in the place of a row."""
+        group = self.groups[(epoch * len(self) + row) % len(self.groups)]
+        return group[int(np.random.default_rng((epoch, row)).integers(len(group)))]
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.data[self.row(range(len(self))[row], 0)]
+
+    def draws(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        return self.data.draws([(self.row(*pair), pair[1]) for pair in pairs])
 
 
 def latent(key: str) -> bool:
