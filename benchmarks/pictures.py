@@ -43,7 +43,7 @@ def main() -> None:
     # a row or two for each model that is told something: what it is told, and below it what it draws
     asked = {"caption": [*PROMPTS, *PROMPTS]}
     told = [LatentDiffusion.load("scenes-text").sample(asked, steps=30, guidance=2.0, seed=1)]
-    for name, guidance in (("map", 1.0), ("upscale", 1.0), ("inpaint", 1.0)):
+    for name, guidance in (("layout", 2.0), ("map", 1.0), ("upscale", 1.0), ("inpaint", 1.0)):
         other = LatentDiffusion.load(f"scenes-{name}")
         given = whole_batch(told_images(DataConfig(), other.conditioner.config, "validation"), range(8))
         told.append(beside(other, given, told_samples(other, given, 64, guidance, 30))[:16])
