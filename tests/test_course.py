@@ -244,6 +244,27 @@ def test_turning_a_knob_draws_what_it_says(drawn):
     assert drawn.calls[1:] == [("day", 4), ("night", 4)] and text.value == "label night, steps 4"
 
 
+def test_a_line_to_type_in_draws_what_was_typed_and_says_what_cannot_be_drawn(drawn):
+    pytest.importorskip("ipywidgets")
+
+    def told(prompt, steps):
+        if not prompt:
+            raise InputError("prompt: is empty; say what to draw")
+        return drawn(prompt, steps)
+
+    prompt, steps, image, text = widgets.controls(told, {"prompt": "a house", "steps": (1, 2, 4)}, {}).children
+    assert drawn.calls == [("a house", 1)]
+    prompt.value = "two boats"
+    assert drawn.calls[1:] == [("two boats", 1)] and text.value.startswith("prompt two boats")
+    before = bytes(image.value)
+    prompt.value = ""
+    assert text.value == "prompt: is empty; say what to draw" and bytes(image.value) == before
+    steps.value = 4
+    assert len(drawn.calls) == 2
+    prompt.value = "a boat"
+    assert drawn.calls[2:] == [("a boat", 4)]
+
+
 def test_a_row_with_a_knob_that_does_not_exist_is_refused(drawn):
     with pytest.raises(ValueError, match="widht: not one of the knobs label, steps"):
         widgets.knobs(drawn, CHOICES, [{"widht": 3}], "Two rows.")

@@ -9,6 +9,7 @@ import base64
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import InputError
 from . import fast, figures
 
 Draw = Callable[..., Tensor]  # settings -> images (N, 3, H, W) in [-1, 1]
@@ -24,23 +26,24 @@ Draw = Callable[..., Tensor]  # settings -> images (N, 3, H, W) in [-1, 1]
 
 def knobs(
     draw: Draw,
-    choices: Mapping[str, Sequence[Any]],
+    choices: Mapping[str, Sequence[Any] | str],
     rows: Sequence[Mapping[str, Any]],
     words: str,
     scale: int | None = None,
 ) -> Any:
     """Shows one row of draw(**settings) for each of `rows`, then, where it can, a control for each of `choices`.
 
-    choices: name -> the values it may take; words make a menu, numbers a slider. rows: settings; what a row leaves out
-    is the first row's. words: of the fixed grid. Returns the controls, or None where there are none: in fast mode,
-    without ipywidgets or a kernel, or with LDM_LITE_WIDGETS=0 (notebooks that are executed to be stored)."""
+    choices: name -> the values it may take; words make a menu, numbers a slider, and one string is a line to type in,
+    which begins with it. rows: settings; what a row leaves out is the first row's. words: of the fixed grid. Returns
+    the controls, or None where there are none: in fast mode, without ipywidgets or a kernel, or with
+    LDM_LITE_WIDGETS=0 (notebooks that are executed to be stored)."""
     for row in rows:
         for name in row:
             if name not in choices:
                 raise ValueError(f"{name}: not one of the knobs {', '.join(choices)}")
     rows = [dict(rows[0]) | dict(row) for row in rows]
     varied = [name for name in rows[0] if any(row[name] != rows[0][name] for row in rows)]
-    left = ["\n".join(f"{name} {row[name]}" for name in varied) for row in rows]
+    left = ["\n".join(textwrap.fill(f"{name} {row[name]}", 20) for name in varied) for row in rows]
     figures.pictures([draw(**row) for row in rows], words, left=left, scale=scale)
     panel = controls(draw, choices, rows[0]) if live() else None
     if panel is not None:
@@ -62,11 +65,14 @@ def live() -> bool:
         return False
 
 
-def controls(draw: Draw, choices: Mapping[str, Sequence[Any]], start: Mapping[str, Any]) -> Any:
+def controls(draw: Draw, choices: Mapping[str, Sequence[Any] | str], start: Mapping[str, Any]) -> Any:
     """The knobs, the picture they make and the words that say what it is, as one widget."""
     import ipywidgets
 
-    def knob(name: str, values: Sequence[Any]) -> Any:
+    def knob(name: str, values: Sequence[Any] | str) -> Any:
+        if isinstance(values, str):
+            wide = ipywidgets.Layout(width="90%")
+            return ipywidgets.Text(start.get(name, values), description=name, continuous_update=False, layout=wide)
         kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
         more = {} if kind is ipywidgets.Dropdown else {"continuous_update": False}  # draw when the hand lets go
         return kind(options=list(values), value=start.get(name, values[0]), description=name, **more)
@@ -77,7 +83,11 @@ def controls(draw: Draw, choices: Mapping[str, Sequence[Any]], start: Mapping[st
     def redraw(_: Any = None) -> None:
         settings = {name: part.value for name, part in parts.items()}
         text.value = "drawing …"
-        figure = figures.grid(draw(**settings))
+        try:
+            figure = figures.grid(draw(**settings))
+        except InputError as error:  # what was typed cannot be drawn; the last picture stays
+            text.value = str(error)
+            return
         width, height = figure.get_size_inches()
         picture.value = figures.png(figure)
         picture.layout.width, picture.layout.height = f"{width * figures.DPI:.0f}px", f"{height * figures.DPI:.0f}px"

@@ -947,10 +947,12 @@ ldm-lite convert vq-f4 drive/vq-f4 --yes
 
 # a T4: narrow, 48 pictures in as many parts as 14 GiB need, saved to Drive every ten minutes
 ldm-lite train celebahq-ldm4 --data celebahq --yes --first_stage drive/vq-f4 --out drive/faces \
-    --model.width 128 --train.memory 14 --train.save_minutes 10 --train.steps 60000
+    --latents latents --model.width 128 --train.memory 14 --train.save_minutes 10 \
+    --train.steps 60000
 
 # an A100 or better: the paper's numbers
-ldm-lite train celebahq-ldm4 --data celebahq --yes --first_stage drive/vq-f4 --out drive/faces
+ldm-lite train celebahq-ldm4 --data celebahq --yes --first_stage drive/vq-f4 --out drive/faces \
+    --latents latents
 
 ldm-lite budget celebahq-ldm4 --card T4 --hours 8
 ldm-lite status drive/faces
@@ -958,8 +960,9 @@ ldm-lite sample drive/faces -n 16 --steps 50 -o samples.png
 ldm-lite evaluate drive/faces --data celebahq --fid 50000 --steps 200
 ```
 
-`drive` stands for a folder of your mounted Google Drive. After a disconnect, give the same
-`train` line again. Precision is chosen by the card. Look at pictures of the data yourself; do not
+`drive` stands for a folder of your mounted Google Drive. `latents` stays on the machine's own disk:
+it is read at random in every step, and soon made again. After a disconnect, give the same `train`
+line again. Precision is chosen by the card. Look at pictures of the data yourself; do not
 pass them on.
 """
 
