@@ -397,8 +397,8 @@ r"""
 between a corner and a size. The model does its best with them. No line of code has complained.
 
 A test of form cannot know what numbers mean, and a repair that is silent makes of an error a lie.
-Note that a model *trained* on her own numbers would learn them: any convention will do, if it is one.
-It is at the seams, from file to model and from training to use, that conventions meet.
+Note that a model *trained* on her own numbers would learn them: any convention will do, if it is
+one. It is at the seams, from file to model and from training to use, that conventions meet.
 
 Two tests know the meaning. *Look*: draw ten pictures with their frames. And *count*: an object
 fills about half of its box. Exercise 3 makes a detector of that. """
@@ -1047,9 +1047,9 @@ def open_shares(segments):
 # %% convention [exercise] title="Which convention?" difficulty=3 minutes=15
 r"""
 Boxes come as `"corners"`, `"corner and size"` or `"middle and size"`, and nobody wrote down which.
-Write `convention(boxes, kinds, segmentation)`: lists of (K, 4) and (K,), and maps (B, 64, 64), where
-the pixels of an object of kind `k` are `8 + k`. Return one of the three strings. Read the boxes in
-each way, and see how much of them is of their kind.
+Write `convention(boxes, kinds, segmentation)`: lists of (K, 4) and (K,), and maps (B, 64, 64),
+where the pixels of an object of kind `k` are `8 + k`. Return one of the three strings. Read the
+boxes in each way, and see how much of them is of their kind.
 """
 
 
@@ -1118,8 +1118,8 @@ r"""
 
 - Tokens carry lists and must learn where; maps stand where they act, cost next to nothing, and have
   to be complete.
-- A box is three words, joined into one token. The grid rounds; a set has no order; the empty list is
-  what guidance leads away from.
+- A box is three words, joined into one token. The grid rounds; a set has no order; the empty list
+  is what guidance leads away from.
 - Whether a picture obeys is a number, IoU or mIoU, between chance and what real scenes get.
 - New channels with zero weights change nothing, until they learn.
 - Numbers of boxes and names of pixels can be wrong and look right. Draw them; count.
@@ -1141,6 +1141,6 @@ r"""
    boxes as waves, one token each. [arXiv 2301.07093](https://arxiv.org/abs/2301.07093)
 3. T. Brooks, A. Holynski, A. A. Efros. *InstructPix2Pix.* CVPR 2023: new channels, begun at zero.
    [arXiv 2211.09800](https://arxiv.org/abs/2211.09800)
-4. O. Bar-Tal, L. Yariv, Y. Lipman, T. Dekel. *MultiDiffusion.* ICML 2023: windows averaged in every step.
-   [arXiv 2302.08113](https://arxiv.org/abs/2302.08113)
+4. O. Bar-Tal, L. Yariv, Y. Lipman, T. Dekel. *MultiDiffusion.* ICML 2023: windows averaged in every
+   step. [arXiv 2302.08113](https://arxiv.org/abs/2302.08113)
 """
