@@ -5,6 +5,7 @@ step(batch, step) -> {name: number}, state_dict, load_state_dict and save(folder
 
 from __future__ import annotations
 
+import atexit
 import csv
 import functools
 import math
@@ -653,19 +654,39 @@ def as_is(batch: Any) -> Any:
 
 
 def _deaf(worker: int) -> None:
-    """Ctrl-C reaches workers too; the main process alone acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C, and SIGTERM to a group or a job of processes, reach workers too; the main process alone acts on them."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def prepared(loader: DataLoader) -> Iterator[Any]:
+    """What a DataLoader gives; its workers end with this iterator, or else with the process."""
+    source = iter(loader)
+
+    def end() -> None:
+        source._shutdown_workers()
+        while source._workers:  # one that hangs is deaf to the SIGTERM that it got now
+            source._workers.pop().kill()
+
+    if loader.num_workers:
+        atexit.register(end)  # after an error, which keeps this frame: Python would terminate and wait for the deaf
+    try:
+        yield from source
+    finally:
+        if loader.num_workers:
+            end()
+            atexit.unregister(end)
 
 
 def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
     """The batches of steps start … config.steps - 1; of a stream, without an end."""
     if getattr(data, "streaming", False):
         settings = {"num_workers": config.workers, "collate_fn": collated, "worker_init_fn": _deaf}
-        return iter(DataLoader(Flow(data, start * config.batch, rank, world), config.batch, **settings))
+        return prepared(DataLoader(Flow(data, start * config.batch, rank, world), config.batch, **settings))
     if not len(data):
         raise InputError("the dataset is empty")
     order = (rows(step, len(data), config, rank, world) for step in range(start, config.steps))
-    return iter(
+    return prepared(
         DataLoader(
             Drawn(data),
             batch_sampler=order,

@@ -4,11 +4,13 @@ import csv
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -290,13 +292,33 @@ def test_workers_prepare_the_same_batches():
 
 class Deaf(Pictures):
     def batch(self, rows):
-        return {"deaf": torch.tensor(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)}
+        return {"deaf": torch.tensor([signal.getsignal(s) == signal.SIG_IGN for s in (signal.SIGINT, signal.SIGTERM)])}
 
 
-def test_workers_leave_ctrl_c_to_the_main_process():
+def test_workers_leave_ctrl_c_and_sigterm_to_the_main_process():
     with training.Interrupt():
         (batch,) = training.batches(Deaf(), 7, replace(TRAIN, workers=1))
-    assert batch["deaf"]
+    assert batch["deaf"].all()
+
+
+UNCAUGHT = """
+from dataclasses import replace
+from tiny import TRAIN, Pictures
+from ldm_lite.training import batches
+if __name__ == "__main__":
+    source = batches(Pictures(), 0, replace(TRAIN, workers=1))
+    next(source)
+    1 / 0
+"""
+
+
+def test_workers_end_with_a_process_that_fails(tmp_path):
+    (tmp_path / "uncaught.py").write_text(UNCAUGHT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(tiny.__file__).parent), *sys.path])}
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "uncaught.py"], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert ended.returncode == 1 and ended.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_a_dataset_that_offers_batches_is_asked_for_the_rows_of_the_step_and_bytes_become_minus_one_to_one():
@@ -394,6 +416,22 @@ def test_a_signal_stops_after_the_step_and_the_resumed_run_is_bit_identical(kind
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
     resume(kind, tmp_path)
     assert_same_run(tmp_path, uninterrupted[kind])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_sigterm_to_the_workers_too_stops_the_run_after_the_step_and_leaves_no_worker(tmp_path):
+    def to_all():
+        workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+        subprocess.run(["kill", "-TERM", *workers])  # from without: a SIGTERM of their parent's ends them quietly
+        time.sleep(0.5)  # for the end of one to be noticed
+        signal.raise_signal(signal.SIGTERM)
+
+    config = replace(TRAIN, workers=2)
+    with pytest.raises(Stopped, match="stopped at step 5 of 8"):
+        fit(at(4, task("autoencoder"), to_all), Pictures(), config, tmp_path)
+    assert not multiprocessing.active_children()
+    assert fit(task("autoencoder"), Pictures(), config, tmp_path) == 8
+    assert not multiprocessing.active_children()
 
 
 @EACH
