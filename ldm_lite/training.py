@@ -294,7 +294,8 @@ class Descent:
             sliced = lambda values, p: {k: slice_of(v, p) if v.ndim else v for k, v in values.items()}
             optimizer["state"] = {i: sliced(values, self.parameters[i]) for i, values in optimizer["state"].items()}
         self.optimizer.load_state_dict(optimizer)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # there is none of a run that was in another precision so far
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
 

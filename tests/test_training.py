@@ -453,6 +453,16 @@ def test_a_killed_run_goes_on_from_its_checkpoint_bit_identically(uninterrupted,
     assert_same_run(tmp_path, uninterrupted["diffusion"])
 
 
+@pytest.mark.parametrize(("first", "then"), [("fp32", "fp16"), ("fp16", "bf16")])
+def test_a_run_goes_on_in_the_precision_of_another_machine(first, then, tmp_path, monkeypatch):
+    auto, kinds = replace(TRAIN, precision="auto"), {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    monkeypatch.setattr(training, "precision", lambda wanted, place: kinds[first])
+    with pytest.raises(ZeroDivisionError):
+        fit(at(4, task("autoencoder", auto), lambda: 1 / 0), Pictures(), auto, tmp_path)
+    monkeypatch.setattr(training, "precision", lambda wanted, place: kinds[then])
+    assert fit(task("autoencoder", auto), Pictures(), auto, tmp_path) == 8
+
+
 def test_interrupting_twice_stops_at_once(tmp_path):
     def twice():
         signal.raise_signal(signal.SIGINT)
