@@ -77,26 +77,33 @@ class TrainConfig:
             raise InputError(f"accumulate: a batch of {self.batch} cannot be split into {self.accumulate} equal parts")
 
 
-def room(task: Any, batch: Mapping[str, Any], config: TrainConfig) -> int | None:
-    """The fewest equal parts of a batch of which one goes through the task; None where not even one image does."""
-    for k in range(1, config.batch + 1):
-        if config.batch % k or k < config.accumulate:
+def room(task: Any, batch: Mapping[str, Any], config: TrainConfig, least: int | None = None) -> int | None:
+    """The fewest equal parts of a batch of which one goes through the task; None where not even one image does.
+
+    least: so many parts or more, by default config.accumulate."""
+    for k in range(least or config.accumulate, config.batch + 1):
+        if config.batch % k:
             continue
-        try:
+        with suppress(torch.OutOfMemoryError):
             task.trial(next(parts(batch, k)))
             return k
-        except torch.OutOfMemoryError:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return None
 
 
 def too_large(task: Any, batch: Mapping[str, Any], config: TrainConfig) -> InputError:
-    """What to do where a step took more memory than there is."""
+    """What to do where a step took more memory than there is. Not for an `except`, which keeps what the step held."""
     once = config.batch // config.accumulate
-    if sharded(task):  # a rank that tries a smaller one would wait for the others
+    if processes.count() > 1 and once > 1:  # the others wait for the rest of the step, and not for a trial
         return InputError(f"batch: {once} images at once do not fit into memory; give a larger --train.accumulate")
-    found = room(task, batch, config) if hasattr(task, "trial") else None
+    for descent in descents(task):
+        descent.optimizer.zero_grad(set_to_none=True)  # the parts' before
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    found = room(task, batch, config, config.accumulate + 1) if hasattr(task, "trial") else None
+    if once == 1:
+        return InputError("batch: not even one image fits into memory; take a smaller model")
     if found is None:
         return InputError(f"batch: {once} images at once do not fit into memory, nor does one; take a smaller model")
     return InputError(
@@ -258,6 +265,7 @@ class Descent:
 
     def trial(self, part: Mapping[str, Any], loss: Any) -> None:
         """One part's loss and gradient, and room for the optimizer's two averages of it; nothing is learned."""
+        own, self.replica = self.replica, self.module  # each rank tries by itself
         try:
             self.module.train()
             with self.autocast():
@@ -266,6 +274,7 @@ class Descent:
             if not self.optimizer.state:
                 [torch.empty_like(p) for p in self.parameters for _ in range(2)]
         finally:
+            self.replica = own
             self.optimizer.zero_grad(set_to_none=True)
 
     def alone(self, more: bool) -> Any:
@@ -734,11 +743,11 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
             source = batches(data, step, config, rank, world)
         while step < config.steps:
             torch.manual_seed(mix(config.seed, step, 0) + rank * config.accumulate)  # a seed for each part of each rank
-            batch = moved(next(source), place)
-            try:
+            batch, numbers = moved(next(source), place), None
+            with suppress(torch.OutOfMemoryError):
                 numbers = task.step(batch, step)
-            except torch.OutOfMemoryError:
-                raise too_large(task, batch, config) from None
+            if numbers is None:
+                raise too_large(task, batch, config)
             due = bool(config.save_minutes) and time.monotonic() - kept >= 60 * config.save_minutes and rank == 0
             numbers, asked, due = processes.gathered(numbers, stop.asked, due)
             for name in ("loss", "grad"):
@@ -790,10 +799,14 @@ def fitted(task: Task, batch: Mapping[str, Any], config: TrainConfig) -> TrainCo
     if most > config.batch:
         raise InputError(f"memory: not even one image fits into {config.memory:g} GiB; take a smaller model")
     task.config = config = replace(config, accumulate=most)
-    for descent in (getattr(task, "descent", None), getattr(task, "critic", None)):
-        if descent is not None:
-            descent.config = replace(descent.config, accumulate=most)
+    for descent in descents(task):
+        descent.config = replace(descent.config, accumulate=most)
     return config
+
+
+def descents(task: Any) -> list[Descent]:
+    """A task's optimisers."""
+    return [getattr(task, name) for name in ("descent", "critic") if hasattr(task, name)]
 
 
 def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]) -> tuple[TrainConfig, int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tiny import SHARP, TRAIN, Pictures, at, autoencoder, task
 
 from ldm_lite import processes, runs
 from ldm_lite.config import InputError, read
-from ldm_lite.training import AutoencoderTask, Stopped, fit, load_checkpoint
+from ldm_lite.training import AutoencoderTask, Stopped, fit, fitted, load_checkpoint
 
 ALONE = replace(TRAIN, batch=6, accumulate=2, ema=0.9, save_every=3)  # 8 steps of seven pictures
 BETWEEN_TWO = replace(ALONE, batch=3, accumulate=1)
@@ -131,6 +132,47 @@ def ranks_that_disagree(folder: Path) -> None:
 def test_ranks_that_disagree_on_the_settings_are_refused_before_anything_is_written(tmp_path):
     on_two(tmp_path, ranks_that_disagree)
     assert not (tmp_path / "run").exists()
+
+
+class Crowded(torch.autograd.Function):
+    """A backward pass that takes too much memory, in the middle, for more than so many images."""
+
+    @staticmethod
+    def forward(ctx, x, most):
+        ctx.most = most
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if len(gradient) > ctx.most:
+            raise torch.OutOfMemoryError
+        return gradient, None
+
+
+def crowded(config, most: int):
+    job = task("autoencoder", config)
+    job.model.decoder.conv_out.register_forward_pre_hook(lambda module, x: Crowded.apply(x[0], most))
+    return job
+
+
+def out_of_memory(folder: Path) -> None:
+    says = "^batch: 3 images at once do not fit into memory; give a larger --train.accumulate$"
+    with pytest.raises(InputError, match=says):
+        fit(crowded(BETWEEN_TWO, 1), Pictures(), BETWEEN_TWO, folder / "run")
+    one = replace(BETWEEN_TWO, accumulate=3)  # which can be given in the same folder
+    assert fit(crowded(one, 1), Pictures(), one, folder / "run") == 8
+    config = replace(BETWEEN_TWO, batch=6, memory=1.0)
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.get_device_properties = lambda device: SimpleNamespace(total_memory=2**31)
+    torch.cuda.set_per_process_memory_fraction = lambda share: None
+    job = crowded(config, 2 if processes.rank() else 6)
+    batch = {"image": Pictures().images[:6]}
+    assert fitted(job, batch, config).accumulate == 3
+    job.step(batch, 0)
+
+
+def test_ranks_out_of_memory_say_so_and_the_size_of_a_part_fits_all(tmp_path):
+    on_two(tmp_path, out_of_memory)
 
 
 def steps_together(folder: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -453,13 +454,13 @@ def test_a_killed_run_goes_on_from_its_checkpoint_bit_identically(uninterrupted,
     assert_same_run(tmp_path, uninterrupted["diffusion"])
 
 
-@pytest.mark.parametrize(("first", "then"), [("fp32", "fp16"), ("fp16", "bf16")])
+@pytest.mark.parametrize(("first", "then"), [("float32", "float16"), ("float16", "bfloat16")])
 def test_a_run_goes_on_in_the_precision_of_another_machine(first, then, tmp_path, monkeypatch):
-    auto, kinds = replace(TRAIN, precision="auto"), {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    monkeypatch.setattr(training, "precision", lambda wanted, place: kinds[first])
+    auto = replace(TRAIN, precision="auto")
+    monkeypatch.setattr(training, "precision", lambda wanted, place: getattr(torch, first))
     with pytest.raises(ZeroDivisionError):
         fit(at(4, task("autoencoder", auto), lambda: 1 / 0), Pictures(), auto, tmp_path)
-    monkeypatch.setattr(training, "precision", lambda wanted, place: kinds[then])
+    monkeypatch.setattr(training, "precision", lambda wanted, place: getattr(torch, then))
     assert fit(task("autoencoder", auto), Pictures(), auto, tmp_path) == 8
 
 
@@ -593,6 +594,29 @@ def test_a_batch_that_does_not_fit_says_which_would_and_nothing_is_learned(kind,
 def test_a_model_of_which_not_one_image_fits_says_so(tmp_path):
     with pytest.raises(InputError, match="6 images at once do not fit into memory, nor does one; take a smaller model"):
         fit(crowded(task("diffusion", PLAIN), 0), Pictures(), PLAIN, tmp_path)
+
+    one = replace(PLAIN, accumulate=6)
+    with pytest.raises(InputError, match=r"^batch: not even one image fits into memory; take a smaller model$"):
+        fit(crowded(task("diffusion", one), 0), Pictures(), one, tmp_path)
+
+
+def test_what_a_step_held_that_did_not_fit_is_let_go_before_smaller_ones_are_tried(tmp_path):
+    job, held = task("diffusion", PLAIN), []
+
+    def loss(part):
+        if len(part["image"]) <= 3:
+            assert held and all(one() is None for one in held) and all(p.grad is None for p in job.model.parameters())
+            return own(part)
+        activation = own(part)[0]
+        weight = job.model.denoiser.conv_out.weight
+        weight.grad = torch.ones_like(weight)  # of a part before
+        held.append(weakref.ref(activation))
+        raise torch.OutOfMemoryError
+
+    own, job.loss = job.loss, loss
+    with pytest.raises(InputError, match=r"6 images at once do not fit into memory, 3 do: --train.accumulate 2"):
+        fit(job, Pictures(), PLAIN, tmp_path)
+    assert len(held) == 1
 
 
 def test_a_run_that_may_take_so_much_memory_goes_in_as_many_parts_as_fit(tmp_path, monkeypatch):
