@@ -670,7 +670,8 @@ def _deaf(worker: int) -> None:
 
 
 def prepared(loader: DataLoader) -> Iterator[Any]:
-    """What a DataLoader gives; its workers end with this iterator, or else with the process."""
+    """What a DataLoader gives; its workers end with this iterator, or else with the process. A mistake that one of them
+    meets is told as without workers."""
     source = iter(loader)
 
     def end() -> None:
@@ -678,14 +679,19 @@ def prepared(loader: DataLoader) -> Iterator[Any]:
         while source._workers:  # one that hangs is deaf to the SIGTERM that it got now
             source._workers.pop().kill()
 
+    def given() -> Iterator[Any]:
+        try:
+            yield from source
+        except InputError as error:  # one from a worker comes with its whole traceback, the message last
+            raise InputError(str(error).strip().splitlines()[-1].removeprefix("ldm_lite.config.InputError: ")) from None
+        finally:
+            if loader.num_workers:
+                end()
+                atexit.unregister(end)
+
     if loader.num_workers:
-        atexit.register(end)  # after an error, which keeps this frame: Python would terminate and wait for the deaf
-    try:
-        yield from source
-    finally:
-        if loader.num_workers:
-            end()
-            atexit.unregister(end)
+        atexit.register(end)  # after an error, which keeps this iterator: Python would terminate the deaf and wait
+    return given()
 
 
 def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:

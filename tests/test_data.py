@@ -369,6 +369,9 @@ def test_a_worker_that_meets_a_broken_picture_says_so_in_one_line(four):
     with pytest.raises(InputError) as error:
         cache_latents(Pixels(), ImageFolder(four, size=11, strict=True), workers=1, progress=False)
     assert str(error.value).startswith(str(four / "9.jpg: cannot be decoded")) and "\n" not in str(error.value)
+    with pytest.raises(InputError) as other:
+        list(batches(ImageFolder(four, size=11, strict=True), 0, TrainConfig(steps=2, batch=5, workers=1)))
+    assert str(other.value) == str(error.value)
 
 
 def test_a_picture_that_vanished_is_an_error_and_not_skipped(four):
@@ -582,6 +585,22 @@ def test_a_stream_is_trained_on_in_batches_that_have_no_end(files, workers):
     assert all(batch["image"].shape == (4, 3, 7, 7) and len(batch["caption"]) == 4 for batch in found)
     seen = {name for batch in found for name in batch["caption"]}
     assert seen == {f"picture {k}" for k in range(11)}
+
+
+def test_workers_without_a_file_of_a_stream_have_nothing_to_do(files):
+    one = HubImages(files / "data" / "train-00001-of-00003.parquet", size=7, streaming=True)
+    config = TrainConfig(steps=2, batch=4, workers=2)
+    for batch in itertools.islice(batches(one, 0, config), 3):
+        assert sorted(batch["caption"]) == [f"picture {k}" for k in range(3, 7)]
+
+
+def test_a_worker_that_meets_a_rotten_stream_says_so_in_one_line(files):
+    for path in files.rglob("*.parquet"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100] + bytes(400) + whole[500:])
+    with pytest.raises(InputError) as error:
+        next(batches(HubImages(files, size=7, streaming=True), 0, TrainConfig(steps=2, batch=4, workers=2)))
+    assert str(error.value).startswith(f"{files}: cannot be read as Parquet (") and "\n" not in str(error.value)
 
 
 def test_a_recipe_trains_on_a_stream(datasets, tmp_path, monkeypatch):

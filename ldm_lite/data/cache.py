@@ -302,19 +302,16 @@ class Turns(Dataset):
 
 def _batches(both: Sequence[Any], rows: range, batch: int, workers: int) -> Iterator[dict[str, Any]]:
     """The items as training would see them in its first epochs, in the order of the rows."""
-    from ..training import as_is
+    from ..training import as_is, prepared
 
     n = len(both[0]) * len(both)
     groups = (rows[i : i + batch] for i in range(0, len(rows), batch))
     pairs = ([(row % n, row // n) for row in group] for group in groups)
     loader = DataLoader(Turns(both), batch_sampler=pairs, collate_fn=as_is, num_workers=workers)
-    try:
-        for part in loader:
-            if "image" not in part:
-                raise InputError(f"{type(both[0]).__name__}: items without image; they have {', '.join(part)}")
-            yield dict(part)
-    except InputError as error:  # one from a worker comes with its whole traceback, the message last
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("ldm_lite.config.InputError: ")) from None
+    for part in prepared(loader):
+        if "image" not in part:
+            raise InputError(f"{type(both[0]).__name__}: items without image; they have {', '.join(part)}")
+        yield dict(part)
 
 
 def _room(n: int, code: Tensor) -> Tensor:

@@ -149,6 +149,8 @@ class HubImages(Pictures):
                     yield {"image": self.square(self._tall(i, source), *random[:2]), **about}
                 except Unreadable as why:
                     self.reject(i, why)
+            if not seen and worker and worker.id:
+                return  # there are fewer files than workers
             if not seen:
                 files = getattr(self.data, "n_shards", 1)
                 workers = worker.num_workers if worker else 1
