@@ -30,6 +30,9 @@ from .config import InputError, from_dict, one_or_more, read, to_dict, whole, wr
 from .latent import LatentDiffusion, assembled, describe, mix, moved, store
 from .losses import LossConfig, Objective
 
+# settings that a run may go on with others of: how it is computed and watched, on another machine too. Other parts of a
+# batch are other draws of the same noise
+FREE = ("accumulate", "compile", "memory", "sample_every", "save_every", "save_minutes", "tensorboard", "workers")
 CALIBRATION = 20  # steps that measure the rate when a run is given minutes instead of steps
 
 
@@ -841,8 +844,8 @@ def resumed(task: Task, config: TrainConfig, out: Path, about: Mapping[str, Any]
 def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
     """Writes out/run.json, what this run is. InputError when `out` holds another run, or anything else.
 
-    Batch and parts of it are those of all ranks together: other numbers of processes, with as many images and parts a
-    step between them, are the same run."""
+    Settings that are FREE may differ, and are written anew. Batch and parts of it are those of all ranks together:
+    other numbers of processes, with as many images a step between them, are the same run."""
     world = processes.count()
     this = {"about": to_dict(about), "train": to_dict(config)}
     this["train"] |= {"batch": world * config.batch, "accumulate": world * config.accumulate}
@@ -850,10 +853,12 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
     mark = out / "run.json"
     if mark.exists():
         there = completed(read(mark), config, about)
-        if there != this and not begun(out):
+        # of a stream the workers share the files
+        free = set(FREE) - ({"workers"} if getattr(about.get("data"), "stream", False) else set())
+        same = there | {"train": there["train"] | {name: this["train"][name] for name in free}}
+        if not begun(out):
             write(mark, this)
-        elif there != this:
-            changed = sorted(differences(there, this))
+        elif changed := sorted(differences({part: same[part] for part in this}, this)):
             hint, before = "", there["train"].get("batch")
             if "train.batch" in changed and before and before % world == 0:
                 hint = f"; with {world} processes, --train.batch {before // world} goes on with it" if world > 1 else ""
@@ -861,6 +866,8 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{out}: holds another run ({', '.join(changed)} differ{hint}); choose another --out or --restart"
             )
+        elif same != there and not (out / "model").exists():
+            write(mark, same)
     elif out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
     else:

@@ -26,9 +26,10 @@ from tiny import TRAIN, Pictures, at, task
 from torch import nn
 
 from ldm_lite import training
-from ldm_lite.config import InputError
+from ldm_lite.config import InputError, to_dict, write
 from ldm_lite.latent import mix
 from ldm_lite.losses import LossConfig
+from ldm_lite.presets import DataConfig
 from ldm_lite.training import EMA, Descent, Stopped, TrainConfig, fit, learning_rate, load_checkpoint, precision, rows
 
 KINDS = ["autoencoder", "sharp", "diffusion"]
@@ -802,6 +803,34 @@ def test_a_folder_that_holds_another_run_is_refused_and_what_differs_is_named(tm
         fit(task("autoencoder"), Pictures(), TRAIN, out, {"model": {"width": 16}})
     with bad("holds another run \\(train.lr, train.seed differ", out):
         fit(task("autoencoder"), Pictures(), replace(TRAIN, lr=1.0, seed=3), out, {"model": {"width": 8}})
+
+
+def test_a_run_goes_on_with_other_settings_of_how_it_is_computed_and_watched(tmp_path, uninterrupted):
+    with pytest.raises(ZeroDivisionError):
+        fit(at(4, task("autoencoder"), lambda: 1 / 0), Pictures(), TRAIN, tmp_path)
+    other = replace(TRAIN, workers=1, save_every=2, save_minutes=9.0, sample_every=8, memory=1.0, compile=False)
+    assert fit(task("autoencoder", other), Pictures(), other, tmp_path) == 8
+    assert json.loads((tmp_path / "run.json").read_text())["train"].items() >= {"workers": 1, "save_every": 2}.items()
+    ours, theirs = (load_checkpoint(out / "checkpoint.pt")["task"] for out in (tmp_path, uninterrupted["autoencoder"]))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_run_that_no_longer_fits_into_memory_goes_on_as_it_is_advised(tmp_path):
+    with pytest.raises(InputError, match=r"--train.accumulate 3 learns the same"):
+        job = task("autoencoder", PLAIN)
+        fit(at(4, job, lambda: crowded(job, 2)), Pictures(), replace(PLAIN, save_every=3), tmp_path)
+    advised = replace(PLAIN, accumulate=3)
+    assert fit(crowded(task("autoencoder", advised), 2), Pictures(), advised, tmp_path) == 8
+    assert steps_logged(tmp_path) == list(range(1, 9))
+
+
+def test_other_workers_for_a_stream_are_another_run(tmp_path):
+    about = {"data": DataConfig(stream=True)}
+    (tmp_path / "log.csv").write_text("step\n1\n")
+    write(tmp_path / "run.json", {"about": {"data": to_dict(about["data"])}, "train": to_dict(TRAIN)})
+    with bad(r"holds another run \(train.workers differ", tmp_path):
+        training.claimed(tmp_path, replace(TRAIN, workers=2), about)
+    training.claimed(tmp_path, replace(TRAIN, save_every=99), about)
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
