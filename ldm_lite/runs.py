@@ -230,14 +230,15 @@ def status(out: str | Path, last: int = 100) -> list[str]:
     out = Path(out)
     if not (out / "run.json").is_file():
         raise InputError(f"{out}: holds no run; one that was started has run.json")
-    train = read(out / "run.json")["train"]
+    run = read(out / "run.json")
+    train = run["train"]
     log = out / "log.csv"
     rows = list(csv.DictReader(log.read_text(encoding="utf-8").splitlines())) if log.is_file() else []
     rows = [row for row in rows if None not in row.values()]  # the last may be half written
     if not rows:
         return [f"{out.name}: no step yet; latents may be encoded first"]
-    step, steps = int(rows[-1]["step"]), train["steps"]
-    total = f"{step:,} of {steps:,} ({100 * step / steps:.0f} %)" if train["minutes"] is None else f"{step:,}"
+    step, steps = int(rows[-1]["step"]), train["steps"] if train["minutes"] is None else run.get("steps")
+    total = f"{step:,} of {steps:,} ({100 * step / steps:.0f} %)" if steps else f"{step:,}"
     lines = [f"{out.name}: step {total}, loss {mean_of(rows[-last:], 'loss'):.4f}, as a mean of the last {last} steps"]
     if len(rows) > 1:
         some = rows[-last - 1 :]
@@ -246,7 +247,7 @@ def status(out: str | Path, last: int = 100) -> list[str]:
         lines.append(
             f"rate: {rate:.2f} steps/s, {rate * train['batch']:.1f} images/s; {clock(some[-1]['seconds'])} so far"
         )
-        if train["minutes"] is None and step < steps:
+        if steps and step < steps:
             lines[-1] += f", {clock((steps - step) / rate)} left at this rate"
     if "memory" in rows[-1]:
         lines.append(f"memory: {float(rows[-1]['memory']):.1f} GiB of the GPU at most")

@@ -776,6 +776,7 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
                 steps = processes.shared(int, config.minutes * 60 / rate)  # one number for all ranks
                 task.config = config = replace(config, steps=max(step, steps), minutes=None)
                 log.total(config.steps)
+                processes.alone(settle, out, config.steps)
                 save(out / "checkpoint.pt", task, step, config)
                 source = batches(data, step, config, rank, world)
             if config.minutes is None and (step % config.save_every == 0 or asked or due or step == config.steps):
@@ -872,6 +873,11 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
     else:
         write(mark, this)
+
+
+def settle(out: Path, steps: int) -> None:
+    """Notes in out/run.json how many steps the minutes are; what was asked for stays there too."""
+    write(out / "run.json", read(out / "run.json") | {"steps": steps})
 
 
 def begun(out: Path) -> bool:

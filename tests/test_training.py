@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from tiny import TRAIN, Pictures, at, task
 from torch import nn
 
-from ldm_lite import training
+from ldm_lite import runs, training
 from ldm_lite.config import InputError, to_dict, write
 from ldm_lite.latent import mix
 from ldm_lite.losses import LossConfig
@@ -687,8 +687,11 @@ def test_minutes_become_steps_once_and_the_resumed_run_is_the_same(tmp_path, mon
         assert fit(job, Pictures(), MINUTES, tmp_path / "whole") == 25
     with speed(monkeypatch, "autoencoder", 1.2) as job, pytest.raises(ZeroDivisionError):
         fit(at(22, job, lambda: 1 / 0), Pictures(), MINUTES, tmp_path / "broken")
+    training.claimed(tmp_path / "broken", replace(MINUTES, save_every=24), {})  # written anew
+    assert runs.status(tmp_path / "broken")[0].startswith("broken: step 22 of 25 (88 %)")
     with speed(monkeypatch, "autoencoder", 77) as job:
         assert fit(job, Pictures(), MINUTES, tmp_path / "broken") == 25
+    assert runs.status(tmp_path / "broken")[0].startswith("broken: step 25 of 25 (100 %)")
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
     assert steps_logged(tmp_path / "whole") == list(range(1, 26))
 
