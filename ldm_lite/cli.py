@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import InputError, one_or_more, suggest
+from .config import InputError, LostError, one_or_more, suggest
 
 COMMANDS = {
     "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
@@ -60,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FloatingPointError as error:
         if not quiet:
             print(f"ldm-lite: {error}", file=sys.stderr)
+        return 1
+    except LostError as error:  # the first process may be the one that is lost
+        print(f"\nldm-lite: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         if not quiet:

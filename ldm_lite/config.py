@@ -21,6 +21,10 @@ class InputError(ValueError):
     """A mistake in what the user gave: one line that names the file or field and the fix."""
 
 
+class LostError(RuntimeError):
+    """The other processes of a run cannot be reached any more."""
+
+
 def suggest(name: str, known: typing.Iterable[str], what: str) -> InputError:
     """The error for an unknown name: it says which names there are, the closest one first."""
     known = list(known)

@@ -8,6 +8,7 @@ Alone, there is one process, and all of this does nothing. Every rank runs the s
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .config import InputError
+from .config import InputError, LostError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # for rank 0 to encode a dataset; that a process has died torchrun says at once
@@ -35,7 +36,8 @@ def count() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """The processes that torchrun started, as one group inside. InputError where they do not find each other."""
+    """The processes that torchrun started, as one group inside. InputError where they do not find each other, LostError
+    where later one of them is gone."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or distributed():
         yield
         return
@@ -52,6 +54,13 @@ def joined() -> Iterator[None]:
         raise InputError(f"WORLD_SIZE: the processes cannot be joined ({reason}); start them with torchrun") from None
     try:
         yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).strip().splitlines()[-1]).split(". ")[0][:120]
+        raise LostError(
+            f"another process is gone ({reason}); the same command goes on from the last checkpoint"
+        ) from None
     finally:
         torch.distributed.destroy_process_group()
 

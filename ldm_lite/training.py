@@ -8,10 +8,12 @@ from __future__ import annotations
 import atexit
 import csv
 import functools
+import inspect
 import math
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, is_dataclass, replace
@@ -520,8 +522,12 @@ def replica(module: nn.Module) -> nn.Module:
     """The module itself or, in one of several processes, wrapped so that gradients are means over all of them."""
     if not processes.distributed():
         return module
+    if next(module.parameters()).device.type == "cpu":  # where maps, and so gradients of kernels, are channels_last
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # the critic's BatchNorm keeps running statistics, which nobody reads: they need not be equal
-    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in inspect.signature(ddp).parameters
+    return ddp(module, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
 
 
 class ReaderTask:

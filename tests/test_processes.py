@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,6 +241,7 @@ def trained_by_two(tmp_path_factory) -> Path:
         done = started(folder, "train", name, *SMALL, *more)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("weights: runs/") == 1  # rank 0 alone speaks
+        assert "Warning" not in done.stderr
     return folder
 
 
@@ -263,6 +265,44 @@ def test_a_finished_run_and_a_mistake_are_said_once(trained_by_two):
         "Traceback (most recent call last):", "", 1
     )
     assert not (trained_by_two / "other").exists()
+
+
+LOST = """
+import os, signal, sys
+from pathlib import Path
+from tiny import TRAIN, Pictures, at, task
+from ldm_lite import cli, processes
+from ldm_lite.training import fit
+
+def train(rest):
+    with processes.joined():
+        job = task("autoencoder")
+        if processes.rank() == 1:
+            job = at(4, job, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        fit(job, Pictures(), TRAIN, Path("run"))
+
+cli.train = train
+sys.exit(cli.main(["train"]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_process_that_is_killed_is_said_by_the_others_in_one_line(tmp_path):
+    (tmp_path / "lost.py").write_text(LOST)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    group["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ranks = [
+        subprocess.Popen([sys.executable, "lost.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+        for environment in (os.environ | group | {"RANK": str(rank)} for rank in range(2))
+    ]
+    said = [process.communicate(timeout=100)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, -signal.SIGKILL]
+    line = said[0].strip().splitlines()[-1]
+    assert line.startswith("ldm-lite: another process is gone (") and "Traceback" not in said[0]
+    assert line.endswith("); the same command goes on from the last checkpoint")
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == 3
 
 
 def test_processes_that_do_not_find_each_other_are_told_how_to_start(monkeypatch):
