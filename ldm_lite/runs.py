@@ -60,7 +60,9 @@ from .training import (
     save_grid,
     seconds,
 )
+from .training import begun as stepped
 
+STAGE = "first_stage_weights"  # in run.json
 MEASURED = 1024  # images that the latent scale is measured on
 JUDGED = 256  # images and samples that a denoiser's held-out metrics, and a demo's, are means of
 RECONSTRUCTED = 2048  # images that a first stage's are: an FID of few images is too large
@@ -119,6 +121,7 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
 
 def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Path:
     stage = first_stage_of(recipe, out).to(device())
+    weights = processes.shared(weights_mark, out, recipe, stage)
     images = recipe.images()
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
@@ -127,13 +130,13 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     if recipe.cache and not recipe.data.stream and unfinished(out):
         from .data.cache import Balanced, cache_latents
 
-        processes.alone(claim, out, recipe)
+        processes.alone(claimed, out, recipe.train, about(recipe) | weights)
         settings = {"also": model.conditioner.encodes, "spread": recipe.spread}
         settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents), "workers": recipe.train.workers}
         images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
         images = Balanced(images, recipe.balance) if recipe.balance else images
     task = DiffusionTask(model, recipe.train, recipe.dropout)
-    fit(task, images, recipe.train, out, about(recipe))
+    fit(task, images, recipe.train, out, about(recipe) | weights)
 
     def judge() -> None:
         held_out = recipe.images("validation")
@@ -199,7 +202,26 @@ def begin_with(model: nn.Module, recipe: AutoencoderRecipe | DiffusionRecipe) ->
 
 def claim(out: Path, recipe: Recipe) -> None:
     """InputError, before any work, when `out` holds something else than this run."""
-    claimed(out, recipe.train, about(recipe))
+    claimed(out, recipe.train, about(recipe) | weights_mark(out, recipe))
+
+
+def weights_mark(out: Path, recipe: Recipe, stage: nn.Module | None = None) -> dict[str, str]:
+    """What run.json says of the first stage's weights: its name alone would let a run go on with another of that name.
+
+    A run that is older than this mark goes on without. InputError for a stage that is not the one it began with."""
+    from .data.cache import fingerprint
+
+    own = {} if stage is None else {STAGE: fingerprint(stage)}
+    if not ((mark := out / "run.json").is_file() and stepped(out)):
+        return own
+    there = read(mark)["about"]
+    held = {STAGE: there[STAGE]} if STAGE in there else {}
+    name = getattr(recipe, "first_stage", "")
+    if own and held and own != held and there["first_stage"] == name and not finished(out):
+        raise InputError(
+            f"{out}: the first stage {name} has changed since it began; put the old one back, or --restart"
+        )
+    return held
 
 
 def about(recipe: Recipe) -> dict[str, Any]:

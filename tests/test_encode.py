@@ -12,6 +12,7 @@ from test_processes import on_two
 from tiny import autoencoder, latent_diffusion
 
 from ldm_lite import cli, processes, runs
+from ldm_lite.config import read, write
 from ldm_lite.data import cache_latents
 from ldm_lite.data.cache import about
 from ldm_lite.data.folder import ImageFolder
@@ -204,3 +205,48 @@ def test_a_recipe_learns_from_classes_evenly_and_goes_on_as_the_same_run(here, m
     assert "balance: the images have no caption; they have label, z" in refused(
         capsys, *line[:5], "caption", "--steps", "2", "--out", "none"
     )
+
+
+def stopped_at(step: int, monkeypatch) -> None:
+    """The training that follows is asked to stop before this step."""
+    plain, left = DiffusionTask.step, [True]
+
+    def asked(self, batch, now):
+        if now == step and left:
+            left.clear()
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, batch, now)
+
+    monkeypatch.setattr(DiffusionTask, "step", asked)
+
+
+@pytest.mark.parametrize("cache", ["True", "False"])
+def test_a_run_does_not_go_on_with_another_first_stage_of_the_same_name(here, monkeypatch, capsys, cache):
+    line = ["train", "mine-ldm", "--steps", "3", "--cache", cache]
+    stopped_at(1, monkeypatch)
+    assert cli.main(line) == 130
+    run, old = here / "runs/mine-ldm", files(here / "model")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    torch.manual_seed(1)
+    latent_diffusion().save(here / "model")
+    capsys.readouterr()
+    said = refused(capsys, *line)
+    assert said.endswith("the first stage model has changed since it began; put the old one back, or --restart")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for name, content in old.items():
+        (here / "model" / name).write_bytes(content)
+    assert cli.main(line) == 0
+    latent_diffusion().save(here / "model")
+    assert cli.main(line) == 0 and "is finished" in capsys.readouterr().out
+    assert cli.main([*line, "--restart"]) == 0
+
+
+def test_a_run_that_is_older_than_the_mark_of_its_first_stage_goes_on(here, monkeypatch):
+    stopped_at(1, monkeypatch)
+    line = ["train", "mine-ldm", "--steps", "3"]
+    assert cli.main(line) == 130
+    mark = here / "runs/mine-ldm/run.json"
+    there = read(mark)
+    del there["about"][runs.STAGE]
+    write(mark, there)
+    assert cli.main(line) == 0 and read(mark) == there

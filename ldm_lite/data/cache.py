@@ -344,9 +344,7 @@ def _key(
     settings = f"{FORMAT} {SHARD} {sample} {epochs} {spread} {turns} {' '.join(also)} {type(first_stage).__name__} "
     digest = hashlib.sha256(settings.encode())
     digest.update(str(getattr(first_stage, "config", first_stage)).encode())
-    for name, value in first_stage.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(_bytes(value))
+    _add_weights(digest, first_stage)
     digest.update(f"{len(dataset)} {identity(dataset)} ".encode())
     # a few items themselves: whatever a description leaves out, the code that draws them included
     for row in sorted({0, len(dataset) // 2, len(dataset) - 1}):
@@ -354,6 +352,19 @@ def _key(
             digest.update(name.encode())
             digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
     return digest.hexdigest()
+
+
+def _add_weights(digest: Any, module: nn.Module) -> None:
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(_bytes(value))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A word that differs where a module's weights do."""
+    digest = hashlib.sha256()
+    _add_weights(digest, module)
+    return digest.hexdigest()[:16]
 
 
 def identity(value: Any) -> str:
