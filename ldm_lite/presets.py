@@ -64,7 +64,7 @@ class DataConfig:
 
 
 def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) -> Any:
-    """The dataset that a DataConfig names. Where images come without splits, every twentieth is kept for validation.
+    """The dataset that a DataConfig names. Where it has no split validation, every twentieth image is kept for it.
 
     keys: what the items of the built-in scenes hold besides image and label."""
     from . import data
@@ -81,38 +81,55 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
         raise InputError("data.path: whose photographs? give a folder with --data PATH")
     settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
     if config.stream:
-        images = streamed(config, split, settings)
-        return images if split == "train" else images.take(HELD_OUT)
+        return streamed(config, split, settings)
     if (Path(config.path) / data.lsun.FILE).is_file():  # LSUN's, of which the other split may lie beside it
         other = Path(config.path.replace("_train_lmdb", "_val_lmdb"))
         if str(other) != config.path and (other / data.lsun.FILE).is_file():
             root = config.path if split == "train" else other
             return data.LSUN(root, **settings, count=config.count if split == "train" else None)
         images = data.LSUN(config.path, **settings)
-    elif config.path.startswith("hub:"):
-        images = data.HubImages(config.path.removeprefix("hub:"), split=split, **settings)
-        return Part(images, range(len(images))[: config.count if split == "train" else None])
     elif config.path in data.KNOWN and not Path(config.path).exists():
         images = data.known(config.path, split, **settings)
         return Part(images, range(len(images))[: config.count if split == "train" else None])
+    elif config.path.startswith("hub:") or data.hub.tabular(config.path):
+        source = config.path.removeprefix("hub:")
+        own = has_own(source, split)
+        images = data.HubImages(source, split if own else "train", **settings)
+        if own:
+            return Part(images, range(len(images))[: config.count if split == "train" else None])
     else:
-        tables = config.path.endswith(".parquet") or any(Path(config.path).glob("*.parquet"))
-        images = (data.HubImages if tables else data.ImageFolder)(config.path, **settings)
+        images = data.ImageFolder(config.path, **settings)
     kept = [row for row in range(len(images)) if (row % 20 == 19) == (split != "train")]
     rows = kept or range(len(images))  # too few to keep any
     return Part(images, list(rows)[: config.count if split == "train" else None])
 
 
 def streamed(config: DataConfig, split: str, settings: dict[str, Any]) -> Any:
-    """A dataset as it arrives. InputError for what is not on the hub."""
+    """A dataset as it arrives, or what is held out of it in memory. InputError for what is not on the hub."""
     from . import data
 
     if config.path in data.KNOWN and not Path(config.path).exists():
-        return data.known(config.path, split, streaming=True, **settings)
+        images = data.known(config.path, split, streaming=True, **settings)
+        return images if split == "train" else images.take(HELD_OUT)
     source = config.path.removeprefix("hub:")
     if source == config.path and not any(Path(source).glob("**/*.parquet")):
         raise InputError(f"stream: {config.path} is neither on the hub nor Parquet; leave --data.stream out")
-    return data.HubImages(source, split, streaming=True, **settings)
+    own = has_own(source, split)
+    images = data.HubImages(source, split if own else "train", streaming=True, **settings)
+    part = images if own else images.twentieth(kept=split != "train")
+    if split == "train":
+        return part
+    held_out = part.take(HELD_OUT)
+    return held_out if own or len(held_out) else images.take(HELD_OUT)  # too few to keep any
+
+
+def has_own(source: str, split: str) -> bool:
+    """Whether a dataset of the hub, or in its layout, has this split; what it trains on is its own only where what is
+    held out is too."""
+    from . import data
+
+    names = data.hub.splits(source)
+    return split in names and (split != "train" or "validation" in names)
 
 
 class Part:

@@ -548,6 +548,66 @@ def files(datasets, tmp_path):
     return tmp_path / "three"
 
 
+def repository(folder: Path, **splits: int) -> Path:
+    """In the hub's layout: so many rows of each split, two files a split, whose captions tell them apart."""
+    import datasets
+
+    kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    (folder / "data").mkdir(parents=True)
+    for split, n in splits.items():
+        for k, some in enumerate((range(n // 3), range(n // 3, n))):
+            pictures = [{"bytes": encoded(gradient(9, 8, offset=i)), "path": None} for i in some]
+            rows = {"image": pictures, "text": [f"{split} {i}" for i in some]}
+            part = datasets.Dataset.from_dict(rows, features=kinds)
+            part.to_parquet(str(folder / "data" / f"{split}-0000{k}-of-00002.parquet"))
+    return folder
+
+
+def captions(data) -> list[str]:
+    return [data[row]["caption"] for row in range(len(data))]
+
+
+@pytest.mark.parametrize("prefix", ["hub:", ""])
+def test_without_a_split_for_validation_every_twentieth_row_is_held_out(datasets, tmp_path, prefix):
+    path = f"{prefix}{repository(tmp_path / 'mine', train=41, test=3)}"
+    train, held_out, test = (captions(dataset(DataConfig(path, 8), split)) for split in ("train", "validation", "test"))
+    assert held_out == ["train 19", "train 39"] and test == ["test 0", "test 1", "test 2"]
+    assert train == [f"train {i}" for i in range(41) if i % 20 != 19]
+    assert len(dataset(DataConfig(path, 8, count=7))) == 7
+
+
+@pytest.mark.parametrize("prefix", ["hub:", ""])
+def test_the_split_for_validation_is_taken_where_there_is_one(datasets, tmp_path, prefix):
+    path = f"{prefix}{repository(tmp_path / 'mine', train=21, validation=4)}"
+    assert captions(dataset(DataConfig(path, 8), "validation")) == [f"validation {i}" for i in range(4)]
+    assert captions(dataset(DataConfig(path, 8))) == [f"train {i}" for i in range(21)]
+    stream = dataset(DataConfig(path, 8, stream=True))
+    assert len({item["caption"] for item in stream.flow(epochs=1)}) == 21
+    assert len(dataset(DataConfig(path, 8, stream=True), "validation")) == 4
+
+
+def test_of_a_stream_without_a_split_for_validation_some_rows_are_held_out_in_every_epoch(datasets, tmp_path):
+    config = DataConfig(str(repository(tmp_path / "mine", train=120)), 8, stream=True)
+    stream, held_out = dataset(config), captions(dataset(config, "validation"))
+    assert 1 <= len(held_out) <= 15
+    epochs = [item["caption"] for item in stream.flow(epochs=3, buffer=10)]
+    learned = {f"train {i}" for i in range(120)} - set(held_out)
+    assert set(epochs) == learned and len(epochs) == 3 * len(learned)
+    few = DataConfig(str(repository(tmp_path / "few", train=3)), 8, stream=True)
+    assert len(dataset(few, "validation")) == 3
+
+
+def test_a_folder_in_the_layout_of_the_hub_is_parquet_unless_it_has_pictures(datasets, tmp_path):
+    mine = repository(tmp_path / "mine", train=21)
+    (mine / "README.md").write_text("words")
+    assert len(dataset(DataConfig(str(mine), 8))) == 20
+    (broken := mine / "data/train-00000-of-00002.parquet").write_bytes(broken.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"mine: cannot be read as Parquet \("):
+        dataset(DataConfig(str(mine), 8))
+    saved(mine / "pictures" / "a.png", gradient(9, 8))
+    assert len(dataset(DataConfig(str(mine), 8))) == 1
+
+
 def flowing(files, n, first=0, rank=0, world=1):
     stream = HubImages(files, size=7, crop="random", streaming=True, seed=5)
     return list(itertools.islice(stream.flow(first, rank, world, buffer=4), n))

@@ -6,7 +6,9 @@ import copy
 import inspect
 import io
 import os
+import zlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, one_or_more
-from .folder import Crop, Pictures, Size, Source, Unreadable, header
+from .folder import Crop, Pictures, Size, Source, Unreadable, _below, header
 from .notes import CAPTIONS
 
 
@@ -156,6 +158,13 @@ class HubImages(Pictures):
                 workers = worker.num_workers if worker else 1
                 raise InputError(f"{self.source}: {files} files for {world} processes of {workers} workers: too few")
 
+    def twentieth(self, kept: bool) -> HubImages:
+        """A stream of about every twentieth row, or of the others. A row's bytes decide, wherever in the stream it is:
+        files and rows come in another order in each epoch, and equal pictures are on one side."""
+        some = copy.copy(self)
+        some.data = self.data.filter(partial(_is_twentieth, key=self.image_key, kept=kept))
+        return some
+
     def take(self, count: int) -> HubImages:
         """The first `count` rows, with rows and a length. They are kept in memory, encoded."""
         one_or_more(count=count)
@@ -227,8 +236,36 @@ class NoLength(InputError, TypeError):  # TypeError: list(stream) asks for a len
 
 def loaded(source: str, split: str, streaming: bool, revision: str | None) -> Any:
     """A Dataset or IterableDataset of the package `datasets`. InputError names the source and what to do."""
+    datasets, settings = package(source), address(source, split, revision)
     try:
-        from datasets import load_dataset
+        data = datasets.load_dataset(split=split, streaming=streaming, **settings)
+    except Exception as error:  # of pyarrow, huggingface_hub, its transport and datasets, which differ between versions
+        raise failure(source, error) from error
+    if data.features is None:
+        raise InputError(f"{source}: its columns are not known before it is read; use streaming=False")
+    return data
+
+
+def splits(source: str) -> list[str]:
+    """What a dataset's splits are called; a single file is train. InputError as HubImages."""
+    datasets, settings = package(source), address(source, "train")
+    try:
+        return list(datasets.get_dataset_split_names(**settings))
+    except Exception as error:
+        raise failure(source, error) from error
+
+
+def tabular(path: str | Path) -> bool:
+    """Whether pictures are in Parquet: a file, or those at the top of a folder, or below it where it has no others."""
+    root = Path(path)
+    if root.suffix == ".parquet" or any(root.glob("*.parquet")):
+        return True
+    return root.is_dir() and any(root.rglob("*.parquet")) and next(_below(root), None) is None
+
+
+def package(source: str) -> Any:
+    try:
+        import datasets
     except ImportError as error:
         if error.name == "datasets":
             raise InputError(
@@ -236,27 +273,23 @@ def loaded(source: str, split: str, streaming: bool, revision: str | None) -> An
             ) from None
         reason = str(error).splitlines()[0]  # it is there, and something that it needs is not, or too old
         raise InputError(f"{source}: the package datasets cannot be imported ({reason})") from None
+    return datasets
+
+
+def address(source: str, split: str, revision: str | None = None) -> dict[str, Any]:
+    """Where `datasets` finds a source, in its words."""
     path = Path(source)
     if path.is_file():
         if path.suffix != ".parquet":
             raise InputError(f"{source}: not a Parquet file (.parquet)")
-        files = {split.partition("[")[0]: source}
-        settings: dict[str, Any] = {"path": "parquet", "data_files": files}
-    elif path.is_dir():
+        return {"path": "parquet", "data_files": {split.partition("[")[0]: source}}
+    if path.is_dir():
         if not any(path.rglob("*.parquet")):
             raise InputError(f"no Parquet files below {source}; a folder of pictures is for ImageFolder")
-        settings = {"path": source}
-    elif path.suffix == ".parquet" or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        return {"path": source}
+    if path.suffix == ".parquet" or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
         raise InputError(f"{source}: no such file or folder")
-    else:
-        settings = {"path": source, "revision": revision}
-    try:
-        data = load_dataset(split=split, streaming=streaming, **settings)
-    except Exception as error:  # of pyarrow, huggingface_hub, its transport and datasets, which differ between versions
-        raise failure(source, error) from error
-    if data.features is None:
-        raise InputError(f"{source}: its columns are not known before it is read; use streaming=False")
-    return data
+    return {"path": source, "revision": revision}
 
 
 def failure(source: str, error: Exception) -> InputError:
@@ -272,6 +305,11 @@ def failure(source: str, error: Exception) -> InputError:
     return InputError(
         f"{source}: cannot be loaded from the hub ({reason}); check the id and the network, or give a Parquet file"
     )
+
+
+def _is_twentieth(row: dict[str, Any], key: str, kept: bool) -> bool:
+    cell = row[key] or {"bytes": None, "path": None}
+    return (zlib.crc32(cell["bytes"] or str(cell["path"]).encode()) % 20 == 19) == kept
 
 
 def _source(cell: dict[str, Any] | None) -> Source:
