@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -23,7 +25,7 @@ from ldm_lite.config import InputError
 from ldm_lite.data import HubImages, ImageFolder, Latents, Scenes, cache_latents, with_low_res
 from ldm_lite.data import cache as data_cache
 from ldm_lite.data.cache import Balanced, Shards
-from ldm_lite.data.folder import decoded, pixels
+from ldm_lite.data.folder import decoded, ends, pixels, some_of
 from ldm_lite.diffusion import Diffusion, VariancePreserving
 from ldm_lite.latent import LatentDiffusion
 from ldm_lite.presets import DataConfig, Part, dataset
@@ -1026,6 +1028,56 @@ def test_a_hub_dataset_and_a_folder_are_known_again(hub, four, tmp_path):
     assert HubImages(hub, size=7).identity != HubImages(hub, "test", size=7).identity
     before = HubImages(table(tmp_path / "a.parquet", rows_of(2)), size=7).identity
     assert before != HubImages(table(tmp_path / "a.parquet", rows_of(2, 3)), size=7).identity
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """The same files at other times, as an archive that is unpacked again."""
+    shutil.copytree(folder, to, copy_function=shutil.copyfile)
+    for path in to.rglob("*"):
+        os.utime(path, (1, 1))
+    return to
+
+
+def test_the_same_files_elsewhere_and_at_other_times_are_the_same_dataset(hub, tmp_path):
+    photos = saved(tmp_path / "photos" / "a.png", gradient(19, 11)).parent
+    for make, folder in ((HubImages, hub), (ImageFolder, photos)):
+        assert make(copied(folder, tmp_path / make.__name__), size=7).identity == make(folder, size=7).identity
+    some = lambda root: HubImages(root, size=7, streaming=True).take(3).identity
+    assert some(tmp_path / "HubImages") == some(hub)
+
+
+def test_a_folder_is_another_when_a_picture_a_name_or_a_note_of_equal_size_changes(four):
+    notes = four / "metadata.jsonl"
+    notes.write_text("".join(f'{{"file_name": "{k}.png", "caption": "a red cat"}}\n' for k in range(1, 4)))
+    found = {ImageFolder(four, size=7).identity}
+    notes.write_text(notes.read_text().replace("red", "tan", 1))
+    found.add(ImageFolder(four, size=7).identity)
+    content = bytearray((four / "2.png").read_bytes())
+    content[-1] ^= 1
+    (four / "2.png").write_bytes(content)
+    found.add(ImageFolder(four, size=7).identity)
+    notes.unlink()
+    found.add(ImageFolder(four, size=7).identity)
+    (four / "3.png").rename(four / "5.png")
+    found.add(ImageFolder(four, size=7).identity)
+    assert len(found) == 5
+
+
+def test_rows_are_another_dataset_when_a_picture_a_label_or_a_caption_changes(datasets, tmp_path):
+    images, found = rows_of(9)["image"], set()
+    changed = [*images[:8], {"bytes": images[8]["bytes"][:-1] + b"!", "path": None}]
+    columns = {"image": images, "label": [0, 1, 2] * 3, "text": ["a"] * 9}
+    for k, other in enumerate(({}, {"image": changed}, {"label": [0, 2, 1] * 3}, {"text": ["a"] * 8 + ["b"]})):
+        file = table(tmp_path / f"{k}.parquet", columns | other)
+        found.add(HubImages(file, size=7, label_key="label").identity)
+    assert len(found) == 4
+
+
+def test_of_many_files_some_are_looked_into(monkeypatch):
+    monkeypatch.setattr("ldm_lite.data.folder.SAMPLED", 5)
+    assert [some_of(n) for n in (0, 1, 3, 5, 9)] == [[], [0], [0, 1, 2], [0, 1, 2, 3, 4], [0, 2, 4, 6, 8]]
+    whole = bytes(range(256)) * 40
+    assert ends(io.BytesIO(whole)) == whole[:4096] + whole[-4096:] and ends(io.BytesIO(whole[:5000])) == whole[:5000]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a cache", None])

@@ -1,6 +1,7 @@
 """ldm-lite encode to a folder: files of latents that go on, are verified, are shared by ranks and trained from."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -150,6 +151,13 @@ def test_a_recipe_learns_from_the_folder_and_encodes_nothing(here, monkeypatch, 
     assert not (here / "runs/mine-ldm/latents").exists() and runs.finished(here / "runs/mine-ldm")
     said = refused(capsys, "train", "mine-ldm", "--latents", "latents", "--spread", "True", "--out", "other")
     assert "latents: holds latents of another first stage, other images or settings" in said
+
+
+def test_latents_serve_a_copy_of_the_pictures(here, monkeypatch):
+    assert cli.main(LINE) == 0
+    shutil.copytree("mine", "copy", copy_function=shutil.copyfile)
+    monkeypatch.setattr("ldm_lite.data.cache._encoded", lambda *_: pytest.fail("encoded again"))
+    assert cli.main([*LINE[:2], "copy", *LINE[3:]]) == 0
 
 
 def shared(folder: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def test_the_keys_of_another_file_or_a_broken_cache_are_not_used(church, tmp_pat
     other = made(tmp_path / "other_train_lmdb", [picture(1)])
     cache.rename(other.with_name(f"{other.name}.keys"))
     assert len(LSUN(other, size=17)) == 1
+
+
+def test_the_same_file_elsewhere_is_the_same_dataset_and_another_picture_or_key_is_not(church, tmp_path):
+    data = LSUN(church, size=17)
+    lsun.closed()
+    shutil.copytree(church, tmp_path / "again", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "again" / "data.mdb", (1, 1))
+    assert LSUN(tmp_path / "again", size=17).identity == data.identity
+    other = made(tmp_path / "other", [picture(i) for i in range(22)] + [picture(22)[:-1] + b"!"])
+    keys = made(tmp_path / "keys", {f"{i:040}".encode(): picture(i) for i in range(23)})
+    assert len({LSUN(root, size=17).identity for root in (church, other, keys)}) == 3
 
 
 def test_a_picture_that_does_not_decode_is_counted_and_the_next_takes_its_place(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import io
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, one_or_more
-from .folder import Crop, Pictures, Size, Source, Unreadable, _below, header
+from .folder import Crop, Pictures, Size, Source, Unreadable, _below, ends, header, some_of
 from .notes import CAPTIONS
 
 
@@ -80,9 +81,15 @@ class HubImages(Pictures):
 
     @property
     def identity(self) -> str:
-        """Changes when an item may."""
-        content = getattr(self.data, "_fingerprint", f"first {len(self)}")
-        return f"HubImages({self.source!r}, {self.split!r}, {self.revision}, {self.settings}, {content})"
+        """Changes when an item may: labels, captions and the sizes of all pictures, the ends of some, and what is made
+        of them. Neither times nor places count: what is fetched again, or lies elsewhere, is the same."""
+        digest = hashlib.sha256()
+        for sizes, others in self._described():
+            digest.update(f"{sizes} {others}".encode())
+        for i in some_of(len(self.data)):
+            if content := (self.data[i][self.image_key] or {"bytes": None})["bytes"]:
+                digest.update(ends(io.BytesIO(content)))
+        return f"HubImages({self.settings}, {len(self)}, rows={digest.hexdigest()})"
 
     # The holes of Pictures
 
@@ -206,6 +213,21 @@ class HubImages(Pictures):
                 whole = cell["bytes"] if cell.is_valid else cell
                 # the bytes stay where they are: only their beginning is read
                 yield header(pa.BufferReader(whole.as_buffer()) if whole.is_valid else _source(cell.as_py()))
+
+    def _described(self) -> Iterator[tuple[list[Any], list[Any]]]:
+        """Of some rows at a time the pictures' sizes, or paths where they lie elsewhere, and the other columns."""
+        size = lambda cell: cell and (len(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+        if isinstance(self.data, list):
+            for row in self.data:
+                yield [size(row[self.image_key])], [value for key, value in row.items() if key != self.image_key]
+            return
+        import pyarrow.compute as pc
+
+        for table in self.data.with_format("arrow").iter(batch_size=1000):
+            cells = table.column(self.image_key)
+            stored, paths = (pc.struct_field(cells, key) for key in ("bytes", "path"))
+            sizes = pc.coalesce(pc.cast(pc.binary_length(stored), "string"), paths)
+            yield sizes.to_pylist(), table.drop([self.image_key]).to_pylist()
 
     def _labels(self, data: Any, columns: dict[str, Any]) -> tuple[tuple[str, ...], dict[Any, int]]:
         """The classes' names and, where the column holds no numbers of classes, the number of each value."""

@@ -6,6 +6,7 @@ The file is opened when it is first needed, in each process for itself: a datase
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import zipfile
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from ..config import InputError, whole
-from .folder import Crop, Pictures, Source, Unreadable, header
+from .folder import Crop, Pictures, Source, Unreadable, ends, header, some_of
 
 FILE = "data.mdb"
 WHERE = "http://dl.yf.io/lsun/scenes/"
@@ -58,9 +59,11 @@ class LSUN(Pictures):
 
     @property
     def identity(self) -> str:
-        """Changes when an item may."""
-        stat = (self.root / FILE).stat()
-        return f"LSUN({self.settings}, {self.root.name}, {stat.st_size} {stat.st_mtime_ns})"
+        """Changes when an item may: the keys, the size of the file, and the ends of some pictures."""
+        digest = hashlib.sha256(self.keys.tobytes())
+        for i in some_of(len(self.keys)):
+            digest.update(ends(self.fetch(i, 0.0)[0]))
+        return f"LSUN({self.settings}, {(self.root / FILE).stat().st_size}, keys={digest.hexdigest()})"
 
     def where(self, i: int) -> str:
         return f"{self.root}, picture {i}"
