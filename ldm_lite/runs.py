@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from . import __version__, folders, processes
 from .autoencoder import usage
-from .config import InputError, read, whole, write
+from .config import InputError, read, to_dict, whole, write
 from .features import SEGMENTS, Features
 from .latent import LatentDiffusion, mix, restored
 from .losses import LPIPS
@@ -82,6 +82,7 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None
     commit()  # asked now: the code may change while the run goes on
     steady_allocator()
     with processes.joined():
+        processes.agreed(to_dict(recipe), "settings")
         if isinstance(recipe, AutoencoderRecipe):
             return train_first_stage(recipe, out, command, judged)
         if isinstance(recipe, (ReaderRecipe, FinderRecipe)):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from test_processes import on_two
 from tiny import autoencoder, latent_diffusion
 
 from ldm_lite import cli, processes, runs
-from ldm_lite.config import read, write
+from ldm_lite.config import InputError, read, write
 from ldm_lite.data import cache_latents
 from ldm_lite.data.cache import about
 from ldm_lite.data.folder import ImageFolder
@@ -174,6 +175,21 @@ def test_two_ranks_share_the_files(here):
     on_two(here, shared)
     assert cli.main([*LINE[:-1], "alone"]) == 0
     assert latents(here / "latents") == latents(here / "alone")
+
+
+def that_differ(folder: Path) -> None:
+    os.chdir(folder)
+    flip = processes.rank() == 1
+    stage = LatentDiffusion.load("model").first_stage
+    with pytest.raises(InputError, match=r"^latents: the latents: rank 1 and rank 0 differ"):
+        cache_latents(stage, dataset(DataConfig("mine", 16, flip=flip)), "latents", progress=False)
+    with pytest.raises(InputError, match=r"^settings: rank 1 and rank 0 differ; start all with the same command$"):
+        runs.train(replace(RECIPE, data=DataConfig("mine", 16, flip=flip)), folder / "run")
+
+
+def test_ranks_with_other_settings_encode_nothing(here):
+    on_two(here, that_differ)
+    assert not (here / "latents").exists() and not (here / "run").exists()
 
 
 def test_the_encoder_alone_serves_as_well(here):

@@ -188,6 +188,7 @@ def cache_latents(
         with _bar(n, progress) as bar:
             return Latents(_encoded(first_stage, both, range(n), bar, *settings), names, len(both))
     key = _key(first_stage, dataset, sample, epochs, also, spread, len(both))
+    processes.agreed(key, f"{folder}: the latents")
     if strict and any(about(path).get("key", key) != key for path in Path(folder).glob("[0-9]*.safetensors")):
         raise InputError(f"{folder}: holds latents of another first stage, other images or settings; choose another")
     firsts = range(0, n, SHARD)
@@ -198,7 +199,7 @@ def cache_latents(
             with whole(paths[k]) as temporary:  # before the work: a place that cannot be written is known at once
                 rows = range(firsts[k], min(firsts[k] + SHARD, n))
                 _write(temporary, key, _encoded(first_stage, both, rows, bar, *settings))
-    processes.agreed(key, f"{folder}: the latents")
+    processes.largest(len(todo))  # all files are there once all ranks have come here
     if processes.rank() == 0:
         for other in Path(folder).glob("[0-9]*.safetensors"):  # of a larger dataset, before
             if other not in paths:
