@@ -118,6 +118,10 @@ def test_another_number_of_pictures_is_another_dataset(faces, monkeypatch):
     assert len(known("celebahq", size=16, count=5)) == 5
 
 
+def test_a_part_of_a_dataset_is_told_before_it_is_fetched():
+    assert "a tenth of LSUN's three million bedrooms" in terms("lsun-bedrooms")
+
+
 def test_what_is_known_is_whole():
     for name, about in KNOWN.items():
         assert isinstance(about, Known) and {"train", "validation"} <= about.rows.keys() and about.home, name
