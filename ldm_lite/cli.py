@@ -663,7 +663,7 @@ def encode(arguments: list[str]) -> None:
         if single:
             images: Any = ImageFolder(names[1], size=s.size)
         else:
-            images = dataset(DataConfig(names[1], s.size, flip=s.flip), s.split)
+            images = processes.first(lambda: dataset(DataConfig(names[1], s.size, flip=s.flip), s.split))
         said = to_file(stage, images, s) if single else to_shards(stage, images, s)
         if processes.rank():
             return

@@ -79,6 +79,8 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
         return data.Scenes(split, config.size, count=config.count if split == "train" else None, keys=both)
     if config.path == "photographs" and not Path(config.path).exists():
         raise InputError("data.path: whose photographs? give a folder with --data PATH")
+    if config.path.startswith("hub:"):
+        data.catalogue.agreed_to_id(config.path.removeprefix("hub:"))
     settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
     if config.stream:
         return streamed(config, split, settings)

@@ -97,7 +97,7 @@ def unfinished(out: Path) -> bool:
 
 def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int | None = None) -> Path:
     torch.manual_seed(mix(recipe.train.seed))
-    model, images = recipe.build().to(device()), dataset(recipe.data)
+    model, images = recipe.build().to(device()), processes.first(lambda: dataset(recipe.data))
     begin_with(model, recipe)
     task = AutoencoderTask(model, recipe.train, recipe.loss)
     fit(task, images, recipe.train, out, about(recipe))
@@ -123,7 +123,7 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
 def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Path:
     stage = first_stage_of(recipe, out).to(device())
     weights = processes.shared(weights_mark, out, recipe, stage)
-    images = recipe.images()
+    images = processes.first(recipe.images)  # rank 0 asks whether to fetch, and fetches
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
@@ -176,7 +176,7 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
         beside = out.parent / name
         if unfinished(beside):
             # settings that do not fit are said before the work, not after
-            fitting = recipe.named(recipe.images()) if recipe.classes or recipe.condition else recipe
+            fitting = recipe.named(processes.first(recipe.images)) if recipe.classes or recipe.condition else recipe
             with torch.device("meta"):
                 fitting.build()
             if processes.rank() == 0:

@@ -1,7 +1,10 @@
 """Datasets by name: their terms are agreed to first, and what comes is what is known of them."""
 
+import builtins
 import io
 import json
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +13,13 @@ from PIL import Image
 
 datasets = pytest.importorskip("datasets", reason="needs the package datasets")
 
-from ldm_lite import cli  # noqa: E402
+from test_processes import on_two  # noqa: E402
+
+from ldm_lite import cli, processes, runs  # noqa: E402
 from ldm_lite.config import InputError  # noqa: E402
 from ldm_lite.data import KNOWN, HubImages, known  # noqa: E402
 from ldm_lite.data.catalogue import Known, terms  # noqa: E402
-from ldm_lite.presets import PAPER, DataConfig, dataset  # noqa: E402
+from ldm_lite.presets import PAPER, PRESETS, DataConfig, dataset  # noqa: E402
 
 
 def parquet(folder, split: str, n: int, first: int = 0) -> None:
@@ -72,6 +77,44 @@ def test_at_a_terminal_it_asks(faces, monkeypatch, answer, agreed):
     else:
         with pytest.raises(InputError, match="add --yes"):
             known("celebahq", size=16)
+
+
+def test_an_id_of_the_hub_is_fetched_on_the_terms_of_its_name(faces, monkeypatch):
+    config = DataConfig(f"hub:{faces / 'hub'}", 16)
+    for some in (config, replace(config, stream=True)):
+        with pytest.raises(InputError, match=r"^celebahq: 14 pictures.* add --yes to fetch it"):
+            dataset(some)
+    monkeypatch.setenv("LDM_LITE_YES", "1")
+    assert len(dataset(config)) == 11
+
+
+def asked_on_two(folder, answer: str) -> None:
+    """A training on faces at a terminal, which ends where the data is there."""
+    rank = processes.rank()
+    about = replace(KNOWN["celebahq"], ids=(str(folder / "hub"),), rows={"train": 11, "validation": 3})
+    KNOWN["celebahq"] = about
+    os.environ |= {"XDG_CACHE_HOME": str(folder / answer), "LDM_LITE_YES": "", "HF_DATASETS_CACHE": str(folder / "hf")}
+    sys.stdin = io.StringIO()
+    sys.stdin.isatty = lambda: True
+    builtins.input = lambda question: answer if rank == 0 else pytest.fail("rank 1 asks")
+
+    def there(*_) -> None:
+        raise RuntimeError("the data is there")
+
+    runs.AutoencoderTask = there
+    recipe = replace(PRESETS["scenes-kl-f2"], data=DataConfig("celebahq", 16))
+    if answer == "y":
+        with pytest.raises(RuntimeError, match="the data is there"):
+            runs.train(recipe, folder / "run")
+    else:
+        with pytest.raises(InputError, match="add --yes to fetch it") as error:
+            runs.train(recipe, folder / "run")
+        assert error.value.told is (rank == 1)
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_of_several_ranks_the_first_asks_and_its_answer_is_that_of_all(faces, answer):
+    on_two(faces, asked_on_two, answer)
 
 
 def test_the_items_are_those_of_the_id_and_a_recipe_takes_the_name(faces):

@@ -107,6 +107,13 @@ def agreed_to(name: str, yes: bool = False) -> None:
     consent(terms(name), yes)
 
 
+def agreed_to_id(id: str) -> None:
+    """agreed_to, for an id on the hub of which the terms are known; others are as their cards say."""
+    for name, about in KNOWN.items():
+        if id in about.ids:
+            agreed_to(name)
+
+
 def consent(what: str, yes: bool = False) -> None:
     """Returns once the user has agreed to fetch something on its terms, now or before. InputError otherwise."""
     held, yes = _held(), yes or bool(os.environ.get(YES))
