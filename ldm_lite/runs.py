@@ -169,12 +169,13 @@ def train_reader(recipe: ReaderRecipe | FinderRecipe, out: Path, command: str = 
 
 
 def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
-    """The recipe's trained first stage; one that is a preset is trained first, beside `out`."""
+    """The recipe's trained first stage; one that is a preset is trained first, beside `out`, unless it is there: as a
+    finished run, or a model's folder that was put there, such as a converted one."""
     name = recipe.first_stage
     preset = PRESETS.get(name)
     if isinstance(preset, AutoencoderRecipe):
         beside = out.parent / name
-        if unfinished(beside):
+        if not processes.shared(lambda: finished(beside) or (beside / "config.json").is_file()):
             # settings that do not fit are said before the work, not after
             fitting = recipe.named(processes.first(recipe.images)) if recipe.classes or recipe.condition else recipe
             with torch.device("meta"):

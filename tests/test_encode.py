@@ -18,8 +18,8 @@ from ldm_lite.config import InputError, read, write
 from ldm_lite.data import cache_latents
 from ldm_lite.data.cache import about
 from ldm_lite.data.folder import ImageFolder
-from ldm_lite.latent import LatentDiffusion
-from ldm_lite.presets import PRESETS, DataConfig, DiffusionRecipe, dataset
+from ldm_lite.latent import LatentDiffusion, store
+from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, dataset
 from ldm_lite.training import DiffusionTask, TrainConfig
 from ldm_lite.unet import UNetConfig
 
@@ -193,13 +193,20 @@ def test_ranks_with_other_settings_encode_nothing(here):
 
 
 def test_the_encoder_alone_serves_as_well(here):
-    from ldm_lite.latent import store
-
     stage = autoencoder().eval()
     store(stage, here / "stage")
     assert cli.main(["encode", "stage", "mine", "--size", "16", "-o", "latents", "--split", "validation"]) == 0
     made = cache_latents(stage, dataset(DataConfig("mine", 16), "validation"), progress=False)
     assert torch.equal(load_file(here / "latents/00000.safetensors")["z"], made.columns["z"])
+
+
+def test_a_model_that_lies_where_the_first_stage_would_be_trained_is_taken_as_it_is(here, monkeypatch):
+    monkeypatch.setitem(PRESETS, "mine-stage", AutoencoderRecipe(data=DataConfig("mine", 16)))
+    monkeypatch.setattr(runs, "train_first_stage", lambda *_: pytest.fail("trained"))
+    made = autoencoder()
+    store(made, here / "runs/mine-stage")
+    stage = runs.first_stage_of(replace(RECIPE, first_stage="mine-stage"), Path("runs/mine-ldm"))
+    assert all(torch.equal(value, made.state_dict()[name]) for name, value in stage.state_dict().items())
 
 
 def test_a_recipe_learns_from_classes_evenly_and_goes_on_as_the_same_run(here, monkeypatch, capsys):
