@@ -148,6 +148,11 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def skipped(self) -> list[str]:
+        """The broken pictures met so far, of the whole dataset."""
+        return getattr(self.data, "skipped", [])
+
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.data[self.rows[row]]
 

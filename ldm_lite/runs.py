@@ -1,7 +1,8 @@
 """From a recipe to a folder: data, training, the latent scale, held-out metrics, and weights with a card.
 
-out/run.json, checkpoint.pt, log.csv, samples/ are the loop's (training.py); out/model/ has model.safetensors,
-config.json, metrics.json and card.md, which is written last: where it stands, the run is finished."""
+out/run.json, checkpoint.pt, log.csv, samples/ are the loop's (training.py); skipped.txt has what could not be decoded;
+out/model/ has model.safetensors, config.json, metrics.json and card.md, which is written last: where it stands, the run
+is finished."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ from .training import (
 from .training import begun as stepped
 
 STAGE = "first_stage_weights"  # in run.json
+SKIPPED = "skipped.txt"
 MEASURED = 1024  # images that the latent scale is measured on
 JUDGED = 256  # images and samples that a denoiser's held-out metrics, and a demo's, are means of
 RECONSTRUCTED = 2048  # images that a first stage's are: an FID of few images is too large
@@ -100,7 +102,8 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
     model, images = recipe.build().to(device()), processes.first(lambda: dataset(recipe.data))
     begin_with(model, recipe)
     task = AutoencoderTask(model, recipe.train, recipe.loss)
-    fit(task, images, recipe.train, out, about(recipe))
+    with skipping(images, out):
+        fit(task, images, recipe.train, out, about(recipe))
     if unfinished(out):
         torch.manual_seed(mix(recipe.train.seed, task.config.steps) + processes.rank())
         with task.descent.averaged(), torch.no_grad(), task.descent.autocast():
@@ -134,10 +137,12 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
         processes.alone(claimed, out, recipe.train, about(recipe) | weights)
         settings = {"also": model.conditioner.encodes, "spread": recipe.spread}
         settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents), "workers": recipe.train.workers}
-        images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
+        with skipping(images, out):
+            images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
         images = Balanced(images, recipe.balance) if recipe.balance else images
     task = DiffusionTask(model, recipe.train, recipe.dropout)
-    fit(task, images, recipe.train, out, about(recipe) | weights)
+    with skipping(images, out):
+        fit(task, images, recipe.train, out, about(recipe) | weights)
 
     def judge() -> None:
         held_out = recipe.images("validation")
@@ -226,6 +231,32 @@ def weights_mark(out: Path, recipe: Recipe, stage: nn.Module | None = None) -> d
     return held
 
 
+@contextmanager
+def skipping(images: Any, out: Path) -> Iterator[None]:
+    """Lists in out/skipped.txt what could not be decoded inside, also where that is interrupted.
+
+    Of a stream that workers read nothing is known here: they say it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        list_skipped(images, out)
+        raise
+    list_skipped(images, out)
+
+
+def list_skipped(images: Any, out: Path) -> None:
+    held = skipped(out)
+    if new := [name for name in getattr(images, "skipped", []) if name not in held]:
+        with open(out / SKIPPED, "a", encoding="utf-8") as file:  # each rank adds its own
+            file.write("".join(f"{name}\n" for name in new))
+
+
+def skipped(out: Path) -> set[str]:
+    """The pictures that were left out of a run so far."""
+    path = out / SKIPPED
+    return set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+
+
 def about(recipe: Recipe) -> dict[str, Any]:
     """What makes this run another than one with the same training settings."""
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name != "train"}
@@ -280,6 +311,8 @@ def status(out: str | Path, last: int = 100) -> list[str]:
         lines.append(f"last checkpoint: {clock(time.time() - saved.stat().st_mtime)} ago")
     if grids:
         lines.append(f"last samples: {grids[-1]}")
+    if left_out := skipped(out):
+        lines.append(f"skipped: {len(left_out)} pictures that could not be decoded: {out / SKIPPED}")
     if finished(out):
         lines.append(f"finished: {out / 'model' / 'card.md'}")
     return lines
@@ -667,6 +700,8 @@ def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str,
         "licence": "MIT, like the code",
     }
     facts |= begun(getattr(recipe, "init", ""))
+    if left_out := skipped(out):
+        facts["skipped"] = f"{len(left_out)} pictures that could not be decoded, of those met; {SKIPPED} lists them"
     rows = [f"| {k.replace('_', ' ')} | {v} | {MEANING.get(k, '')} |" for k, v in numbers.items()]
     lines = [
         f"# {out.name}",

@@ -200,6 +200,31 @@ def test_the_encoder_alone_serves_as_well(here):
     assert torch.equal(load_file(here / "latents/00000.safetensors")["z"], made.columns["z"])
 
 
+@pytest.mark.parametrize("cache", ["True", "False"])
+def test_skipped_pictures_are_counted_on_the_card_and_in_status_over_all_parts_of_a_run(
+    here, monkeypatch, capsys, cache
+):
+    (here / "mine/00.png").write_bytes(b"none")  # found by its header
+    for name in ("05.png", "11.png"):  # found when they are decoded
+        (here / "mine" / name).write_bytes((here / "mine" / name).read_bytes()[:-30])
+    stopped_at(6, monkeypatch)  # after an epoch
+    line = ["train", "mine-ldm", "--steps", "8", "--cache", cache, "--train.workers", "1"]
+    with pytest.warns(UserWarning, match="1 of 23 images skipped so far"):
+        assert cli.main(line) == 130
+        listed = (here / "runs/mine-ldm/skipped.txt").read_text()
+        assert listed == "".join(f"mine/{name}\n" for name in ("00.png", "05.png", "11.png"))
+        assert cli.main(line) == 0
+    assert (here / "runs/mine-ldm/skipped.txt").read_text() == listed
+    assert "- skipped: 3 pictures that could not be decoded" in capsys.readouterr().out
+    assert cli.main(["status", "runs/mine-ldm"]) == 0
+    assert "skipped: 3 pictures that could not be decoded: runs/mine-ldm/skipped.txt" in capsys.readouterr().out
+
+
+def test_a_run_that_skips_nothing_says_nothing_of_it(here, capsys):
+    assert cli.main(["train", "mine-ldm"]) == 0
+    assert "skipped" not in capsys.readouterr().out and not (here / "runs/mine-ldm/skipped.txt").exists()
+
+
 def test_a_model_that_lies_where_the_first_stage_would_be_trained_is_taken_as_it_is(here, monkeypatch):
     monkeypatch.setitem(PRESETS, "mine-stage", AutoencoderRecipe(data=DataConfig("mine", 16)))
     monkeypatch.setattr(runs, "train_first_stage", lambda *_: pytest.fail("trained"))
