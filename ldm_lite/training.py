@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, is_dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -707,7 +707,9 @@ def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: in
     """The batches of steps start … config.steps - 1; of a stream, without an end."""
     if getattr(data, "streaming", False):
         settings = {"num_workers": config.workers, "collate_fn": collated, "worker_init_fn": _deaf}
-        return prepared(DataLoader(Flow(data, start * config.batch, rank, world), config.batch, **settings))
+        over = start % max(config.workers, 1)  # workers take turns, a batch each, and begin with the first of them
+        flow = Flow(data, (start - over) * config.batch, rank, world)
+        return islice(prepared(DataLoader(flow, config.batch, **settings)), over, None)
     if not len(data):
         raise InputError("the dataset is empty")
     order = (rows(step, len(data), config, rank, world) for step in range(start, config.steps))

@@ -665,6 +665,17 @@ def test_a_worker_that_meets_a_rotten_stream_says_so_in_one_line(files):
     assert str(error.value).startswith(f"{files}: cannot be read as Parquet (") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_on_a_stream_goes_on_with_the_batches_that_it_would_have_had(files, workers):
+    stream = HubImages(files, size=7, crop="random", flip=True, streaming=True)
+    config = TrainConfig(steps=9, batch=2, workers=workers)
+    whole = list(itertools.islice(batches(stream, 0, config), 7))
+    for start in (1, 2, 3):
+        rest = list(itertools.islice(batches(stream, start, config), 7 - start))
+        for ours, theirs in zip(rest, whole[start:], strict=True):
+            assert ours["caption"] == theirs["caption"] and torch.equal(ours["image"], theirs["image"])
+
+
 def test_a_recipe_trains_on_a_stream(datasets, tmp_path, monkeypatch):
     from ldm_lite import cli
 

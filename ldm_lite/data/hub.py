@@ -131,7 +131,7 @@ class HubImages(Pictures):
         the buffer. The workers of a DataLoader share a rank's files.
 
         first: so many items are passed over, undecoded, to go on where a run was stopped; where some cannot be decoded,
-        it goes on as many rows earlier."""
+        it goes on as many rows earlier. Workers pass over an equal share each."""
         from datasets.distributed import split_dataset_by_node
         from torch.utils.data import get_worker_info
 
@@ -142,7 +142,7 @@ class HubImages(Pictures):
         )
         data = split_dataset_by_node(data, rank, world) if world > 1 else data
         worker = get_worker_info()
-        left = first // worker.num_workers + (worker.id < first % worker.num_workers) if worker else first
+        left = first // worker.num_workers if worker else first
         place = (rank, worker.id if worker else 0)
         for epoch in count() if epochs is None else range(epochs):
             data.set_epoch(epoch)
