@@ -706,8 +706,9 @@ def prepared(loader: DataLoader) -> Iterator[Any]:
 def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
     """The batches of steps start … config.steps - 1; of a stream, without an end."""
     if getattr(data, "streaming", False):
-        settings = {"num_workers": config.workers, "collate_fn": collated, "worker_init_fn": _deaf}
-        over = start % max(config.workers, 1)  # workers take turns, a batch each, and begin with the first of them
+        workers = min(config.workers, data.files(world))
+        settings = {"num_workers": workers, "collate_fn": collated, "worker_init_fn": _deaf}
+        over = start % max(workers, 1)  # workers take turns, a batch each, and begin with the first of them
         flow = Flow(data, (start - over) * config.batch, rank, world)
         return islice(prepared(DataLoader(flow, config.batch, **settings)), over, None)
     if not len(data):

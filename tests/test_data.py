@@ -652,8 +652,10 @@ def test_a_stream_is_trained_on_in_batches_that_have_no_end(files, workers):
 def test_workers_without_a_file_of_a_stream_have_nothing_to_do(files):
     one = HubImages(files / "data" / "train-00001-of-00003.parquet", size=7, streaming=True)
     config = TrainConfig(steps=2, batch=4, workers=2)
-    for batch in itertools.islice(batches(one, 0, config), 3):
+    whole = list(itertools.islice(batches(one, 0, config), 4))
+    for batch in whole:
         assert sorted(batch["caption"]) == [f"picture {k}" for k in range(3, 7)]
+    assert next(batches(one, 3, config))["caption"] == whole[3]["caption"]
 
 
 def test_a_worker_that_meets_a_rotten_stream_says_so_in_one_line(files):

@@ -158,12 +158,15 @@ class HubImages(Pictures):
                     yield {"image": self.square(self._tall(i, source), *random[:2]), **about}
                 except Unreadable as why:
                     self.reject(i, why)
-            if not seen and worker and worker.id:
-                return  # there are fewer files than workers
             if not seen:
                 files = getattr(self.data, "n_shards", 1)
                 workers = worker.num_workers if worker else 1
                 raise InputError(f"{self.source}: {files} files for {world} processes of {workers} workers: too few")
+
+    def files(self, world: int = 1) -> int:
+        """Of how many files a rank reads a stream: no more workers have something to do."""
+        files = getattr(self.data, "n_shards", 1)
+        return files // world if files % world == 0 else files  # where they cannot be shared out, each rank reads all
 
     def twentieth(self, kept: bool) -> HubImages:
         """A stream of about every twentieth row, or of the others. A row's bytes decide, wherever in the stream it is:
