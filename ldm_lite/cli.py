@@ -529,7 +529,7 @@ class EvaluateConfig:
     n: int = 256  # samples that are read back
     steps: int = 30
     guidance: float = 2.0
-    data: str = "scenes"  # or a folder of images, Parquet files, a hub id
+    data: str = ""  # scenes, a folder of images, Parquet files, hub:owner/name; a run's own where it is left out
     size: int = 0  # pixels; 0 is the size that the model was trained at
     seed: int = 0
     fid: int = 0  # instead of all that: so many samples against the whole training set, by the papers' protocol
@@ -537,7 +537,9 @@ class EvaluateConfig:
     sampler: str = "ddim"  # of the protocol
     grid: str = "uniform"  # of the protocol: the sampler's times
     count: int | None = None  # of the protocol: only the first so many images of the training set
-    keep: Path | None = None  # of the protocol: where it keeps what it saw, to go on from; MODEL's own by default
+    # of the protocol: where it keeps what it saw, to go on from; by default `fid` in a run's folder, NAME-fid beside
+    # another model's, and runs/NAME-fid for shipped weights
+    keep: Path | None = None
     output: Path | None = None  # a .json file for the numbers; also -o
 
     def __post_init__(self) -> None:
@@ -559,17 +561,21 @@ def evaluated(arguments: list[str]) -> None:
     from .conditioners import Labels, Unconditional
     from .features import ObjectFinder, SceneReader
     from .latent import LatentDiffusion, restored
-    from .presets import DataConfig, dataset, told_images
+    from .presets import dataset, told_images
     from .training import device
 
-    about = "Reconstruction of held-out images, and how far samples show what they were told to."
+    about = "Reconstruction of held-out images, and how far samples show what they were told to. MODEL: a run's "
+    about += "folder, a model's, shipped weights, or a preset's name for the run in runs/."
     names, rest = taken(arguments, "ldm-lite evaluate", "a model: a run's folder or shipped weights", 1)
     rest = replaced(rest, {"-n": "--n", "-o": "--output", "--out": "--output"})
     settings = options(EvaluateConfig, EvaluateConfig(), rest, "ldm-lite evaluate MODEL", about)
-    model, data = restored(names[0]).to(device()), DataConfig(settings.data, settings.size or trained_size(names[0]))
+    name = trained(names[0])
+    model = restored(name).to(device())
+    path = "scenes" if isinstance(model, (SceneReader, ObjectFinder)) else settings.data
+    data = data_of(name, path, settings.size or trained_size(name))
     whole = isinstance(model, LatentDiffusion)
     if settings.fid:
-        numbers = by_protocol(names[0], model, settings, data)
+        numbers = by_protocol(name, model, settings, data)
     elif isinstance(model, SceneReader):
         from .data.scenes import Quiz
 
@@ -598,6 +604,63 @@ def evaluated(arguments: list[str]) -> None:
         print(json.dumps(numbers, indent=2))
 
 
+def trained(name: str) -> str:
+    """The model's folder or shipped name; for a preset that neither is, its run. InputError before it has a model."""
+    from .folders import found, shipped
+    from .presets import PRESETS
+
+    if Path(name).exists() or name in shipped() or name not in PRESETS:
+        return name
+    run = Path("runs") / name
+    try:
+        found(run)
+    except InputError:
+        raise InputError(f"{name}: {run} has no model yet; first: ldm-lite train {name}") from None
+    return str(run)
+
+
+def run_of(name: str) -> Path | None:
+    """The folder of the run that a model came from, if it still lies in it."""
+    from .folders import found
+
+    folder = found(name).absolute()
+    places = (folder, folder.parent) if folder.name == "model" else (folder,)
+    return next((p for p in places if any((p / mark).is_file() for mark in ("run.json", "demo.json"))), None)
+
+
+def data_of(name: str, path: str, size: int) -> Any:
+    """The pictures that a model is judged by: those at `path`, else those that it learned from, not mirrored or zoomed.
+
+    InputError where it is not known which they were."""
+    from .config import from_dict, read
+    from .folders import found, shipped, weights_folder
+    from .presets import DataConfig
+
+    folder, run = found(name), run_of(name)
+    if not path and run is not None and (run / "run.json").is_file():
+        mark = run / "run.json"
+        values = (read(mark).get("about") or {}).get("data")
+        if values is not None:
+            data = from_dict(DataConfig, values, str(mark))
+            return dataclasses.replace(data, size=size, flip=False, zoom=1.0, stream=False)
+    ours = folder.name in shipped() and folder.samefile(weights_folder(folder.name))
+    if not path and (ours or (run is not None and (run / "demo.json").is_file())):
+        path = "scenes"
+    if not path:
+        raise InputError(f"data: {name} does not say what it learned from; give --data (a folder of images, or scenes)")
+    return DataConfig(path, size)
+
+
+def kept(name: str) -> Path:
+    """Where the protocol keeps what it saw of a model."""
+    from .folders import found
+
+    if not Path(name).exists():
+        return Path("runs") / f"{name}-fid"
+    run, folder = run_of(name), found(name).absolute()
+    return run / "fid" if run is not None else folder.with_name(f"{folder.name}-fid")
+
+
 def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> dict[str, Any]:
     """FID and its kin as papers report them; in several processes, if torchrun started some."""
     from dataclasses import replace
@@ -610,8 +673,8 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
         raise InputError(f"fid: {name} holds {type(model).__name__}, which draws no samples")
     s = settings
     protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid)  # type: ignore[arg-type]
-    keep = s.keep or Path("runs") / f"{Path(name).name}-fid"
-    return measured(model, dataset(replace(data, count=s.count)), protocol, keep)
+    chosen = data if s.count is None else replace(data, count=s.count)
+    return measured(model, dataset(chosen), protocol, s.keep or kept(name))
 
 
 @dataclass(frozen=True)

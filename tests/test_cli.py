@@ -241,7 +241,8 @@ def test_sample_help_shows_the_labels(here, model, capsys):
 
 
 def test_evaluate_writes_the_numbers_it_prints(here, model, capsys):
-    assert cli.main(["evaluate", model, "-n", "4", "--steps", "2", "--size", "16", "-o", "numbers.json"]) == 0
+    line = ["evaluate", model, "-n", "4", "--steps", "2", "--data", "scenes", "--size", "16", "-o", "numbers.json"]
+    assert cli.main(line) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((here / "numbers.json").read_text())
 
 

@@ -1,18 +1,21 @@
 """FID by the papers' protocol: the same numbers as at once, however often it is stopped and whoever helps."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from ldm_lite import cli, protocol
 from ldm_lite.conditioners import Unconditional
-from ldm_lite.config import InputError
+from ldm_lite.config import InputError, to_dict, write
 from ldm_lite.data import Scenes
 from ldm_lite.features import Features
 from ldm_lite.metrics import fid, inception_score, kid, precision_recall
+from ldm_lite.presets import DataConfig
 from ldm_lite.protocol import Protocol, measured
 from ldm_lite.training import autocast, precision
 
@@ -130,7 +133,64 @@ def test_the_command_measures_by_the_protocol_and_keeps_what_it_saw(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     model().save(tmp_path / "mine")
     line = ["evaluate", "mine", "--fid", "11", "--features", "scenes", "--size", "16", "--steps", "2"]
+    line += ["--data", "scenes"]
     assert cli.main([*line, "--keep", "seen", "--count", "17", "-o", "numbers.json"]) == 0
     said = capsys.readouterr().out
     assert '"fid"' in said and '"images": 17' in said and (tmp_path / "numbers.json").is_file()
     assert len(list((tmp_path / "seen").glob("fake-*"))) == 2
+
+
+@pytest.fixture
+def landscapes(tmp_path, monkeypatch):
+    """A folder of pictures that are none of the built-in scenes, here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for k in range(21):
+        Image.new("RGB", (16, 16), (11 * k, 90, 120)).save(tmp_path / "mine" / f"{k:02}.png")
+    return tmp_path
+
+
+def a_run(folder: Path, **data) -> None:
+    model().save(folder / "model")
+    write(folder / "run.json", {"about": {"data": to_dict(DataConfig(**data))}, "train": {}})
+    write(folder / "model" / "metrics.json", {"size": 16})
+
+
+PROTOCOL = ["--fid", "11", "--features", "scenes", "--steps", "2"]
+
+
+def test_a_run_is_compared_with_the_pictures_that_it_learned_from_and_keeps_what_was_seen(landscapes, capsys):
+    a_run(landscapes / "runs/one", path="mine", size=16, flip=True, stream=True)
+    found = []
+    for line in (["runs/one"], ["runs/one/model"], ["runs/one", "--data", "mine"]):
+        assert cli.main(["evaluate", *line, *PROTOCOL]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["images"] == 20 and found[0] == found[1] == found[2]  # every twentieth is held out
+    assert {p.name for p in (landscapes / "runs").iterdir()} == {"one"}
+    assert len(list((landscapes / "runs/one/fid").glob("real-*"))) == 3
+    assert cli.main(["evaluate", "runs/one", "--images", "5"]) == 0  # and so is a first stage
+    assert json.loads(capsys.readouterr().out)["images"] == 1
+
+
+def test_shipped_weights_are_compared_with_the_scenes_and_a_model_whose_data_are_unknown_is_refused(landscapes, capsys):
+    shipped = ["evaluate", "scenes-ldm4", *PROTOCOL, "--size", "16", "--count", "7"]
+    assert cli.main(shipped) == 0
+    assert len(list((landscapes / "runs/scenes-ldm4-fid").glob("real-*"))) == 1
+    model().save(landscapes / "other")
+    capsys.readouterr()
+    for line in (PROTOCOL, []):
+        assert cli.main(["evaluate", "other", *line]) == 2
+        said = "ldm-lite: data: other does not say what it learned from; give --data (a folder of images, or scenes)\n"
+        assert capsys.readouterr().err == said
+    assert cli.main(["evaluate", "other", *PROTOCOL, "--data", "mine", "--size", "16"]) == 0
+    assert (landscapes / "other-fid").is_dir()
+
+
+def test_a_preset_s_name_is_its_run_once_it_is_trained(landscapes, capsys):
+    assert cli.main(["evaluate", "celebahq-ldm4", *PROTOCOL]) == 2
+    said = "celebahq-ldm4: runs/celebahq-ldm4 has no model yet; first: ldm-lite train celebahq-ldm4\n"
+    assert capsys.readouterr().err == f"ldm-lite: {said}"
+    a_run(landscapes / "runs/celebahq-ldm4", path="mine", size=16, count=14)
+    assert cli.main(["evaluate", "celebahq-ldm4", *PROTOCOL]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 14
+    assert (landscapes / "runs/celebahq-ldm4/fid").is_dir()
