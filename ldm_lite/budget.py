@@ -88,19 +88,29 @@ class Published:
     fid: float | None
     where: str  # its table, and how the samples were drawn; where there is no number, why
     days: float | None = None  # of a V100, table 18; the paper takes an A100 for 2.2 of them
+    steps: int | None = None  # of DDIM on the original's grid, without guidance; None where PROTOCOL was not followed
+    eta: float = 0.0  # of DDIM; 0 too where nothing is said of it
+
+    def line(self, name: str) -> str | None:
+        """The command that draws and measures as the paper did."""
+        if self.steps is None:
+            return None
+        told = " --guidance 1" if isinstance(PRESETS[name], DiffusionRecipe) and PRESETS[name].classes else ""
+        eta = f" --eta {self.eta:g}" if self.eta else ""
+        return f"ldm-lite evaluate {name} --fid 50000 --grid original --steps {self.steps}{eta}{told}"
 
 
 PROTOCOL = (
     "50,000 samples against the whole training set, the real images through the same preprocessing as in training; "
-    "torch-fidelity's Inception (appendix E.3.1): ldm-lite evaluate RUN --fid 50000"
+    "torch-fidelity's Inception (appendix E.3.1)"
 )
 PUBLISHED = {
-    "celebahq-ldm4": Published(5.11, "table 1, 500 DDIM steps; figure 28 says 5.15 for them", 14.4),
-    "ffhq-ldm4": Published(4.98, "table 1, 200 steps, eta 1", 26.0),
-    "lsun-bedrooms-ldm4": Published(2.95, "table 1, 200 steps, eta 1", 60.0),
-    "lsun-churches-ldm8": Published(4.02, "table 1, 200 steps; the days are those of 410,000 training steps", 18.0),
-    "cin256": Published(17.41, "table 10, 200 DDIM steps, without guidance", 79.0),
-    "cin256-v2": Published(10.56, "table 10, 250 DDIM steps, without guidance; 3.60 with a guidance of 1.5", 271.0),
+    "celebahq-ldm4": Published(5.11, "table 1, 500 DDIM steps; figure 28 says 5.15 for them", 14.4, 500),
+    "ffhq-ldm4": Published(4.98, "table 1, 200 steps, eta 1", 26.0, 200, 1.0),
+    "lsun-bedrooms-ldm4": Published(2.95, "table 1, 200 steps, eta 1", 60.0, 200, 1.0),
+    "lsun-churches-ldm8": Published(4.02, "table 1, 200 steps; the days are those of 410,000 training steps", 18, 200),
+    "cin256": Published(17.41, "table 10, 200 DDIM steps, without guidance", 79.0, 200),
+    "cin256-v2": Published(10.56, "table 10, 250 DDIM steps, without guidance; 3.60 with a guidance of 1.5", 271, 250),
     "text2img256": Published(None, "no table has it; table 2 is about the model of 1.45 billion, trained on LAION"),
     "layout2img256": Published(32.02, "table 9, OpenImages: 2,048 images, and not the protocol above"),
     "semantic256": Published(None, "no table has it"),

@@ -250,6 +250,8 @@ def budget(arguments: list[str]) -> None:
             fid = f"FID {known.fid:.2f}, {known.where}" if known.fid else f"no FID: {known.where}"
             days = f"; {known.days:g} days of a V100 (table 18)" if known.days else ""
             print(f"  published: {fid}{days}", flush=True)
+            if line := known.line(name):
+                print(f"  measured as there: {line}")
     percent = f"{100 * s.fraction:g} %"
     print(f"\nHours are those of one card at {percent} of its stated dense fp16 or bf16 rate.")
     print("celebahq-ldm4 reached 27 % of an H200's, and 16 % without compilation; elsewhere it is an assumption, which")
@@ -536,6 +538,7 @@ class EvaluateConfig:
     features: str = "inception"  # of the protocol: the network that looks; or scenes
     sampler: str = "ddim"  # of the protocol
     grid: str = "uniform"  # of the protocol: the sampler's times
+    eta: float = 0.0  # of the protocol, for ddim: 0 is DDIM, 1 is DDPM; ldm-lite budget says which was published
     count: int | None = None  # of the protocol: only the first so many images of the training set
     # of the protocol: where it keeps what it saw, to go on from; by default `fid` in a run's folder, NAME-fid beside
     # another model's, and runs/NAME-fid for shipped weights
@@ -672,7 +675,7 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     if not isinstance(model, LatentDiffusion):
         raise InputError(f"fid: {name} holds {type(model).__name__}, which draws no samples")
     s = settings
-    protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid)  # type: ignore[arg-type]
+    protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid, s.eta)  # type: ignore[arg-type]
     chosen = data if s.count is None else replace(data, count=s.count)
     return measured(model, dataset(chosen), protocol, s.keep or kept(name))
 

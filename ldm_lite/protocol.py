@@ -18,10 +18,10 @@ from torch import Tensor
 
 from . import processes
 from .conditioners import Labels, Unconditional
-from .config import InputError, one_or_more, whole
+from .config import InputError, one_or_more, suggest, whole
 from .data.cache import identity
 from .features import Features
-from .latent import LatentDiffusion
+from .latent import SAMPLERS, LatentDiffusion
 from .metrics import Statistics, fid, inception_score, kid, precision_recall
 from .training import Drawn, autocast, device, precision
 
@@ -41,9 +41,16 @@ class Protocol:
     guidance: float = 1.0
     seed: int = 0
     grid: str = "uniform"  # the times of the sampler
+    eta: float = 0.0  # of ddim: 0 is DDIM, 1 is DDPM
 
     def __post_init__(self) -> None:
         one_or_more(samples=self.samples, size=self.size, steps=self.steps)
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
+        if self.sampler not in SAMPLERS:
+            raise suggest(self.sampler, SAMPLERS, "sampler")
+        if self.eta and self.sampler != "ddim":
+            raise InputError(f"eta: {self.sampler} has no such argument; ddim has")
         if self.samples < 10:
             raise InputError(f"samples: {self.samples} are fewer than the ten parts of an inception score")
 
@@ -67,8 +74,9 @@ def measured(model: LatentDiffusion, images: Any, protocol: Protocol, folder: st
         batch = {"label": torch.tensor(rows) % len(told.names)} if isinstance(told, Labels) else {}
         p = protocol
         settings = {name: getattr(p, name) for name in ("sampler", "grid", "steps", "guidance", "seed", "size")}
+        own = {"eta": p.eta} if p.eta else {}  # which other samplers do not take
         with autocast(model.device, precision("auto", model.device)):
-            return model.sample(batch, n=len(rows), first=rows.start, **settings)
+            return model.sample(batch, n=len(rows), first=rows.start, **settings, **own)
 
     seen = f"{protocol.features} {len(images)} {identity(images)}"
     theirs = Seen(folder, "real", seen, len(images), network, real)
@@ -78,7 +86,8 @@ def measured(model: LatentDiffusion, images: Any, protocol: Protocol, folder: st
 
     def compared() -> dict[str, Any]:
         a, b = theirs.statistics(), ours.statistics()
-        how = f"{protocol.sampler}, {protocol.steps} steps, {protocol.grid} grid, guidance {protocol.guidance:g}"
+        eta = f", eta {protocol.eta:g}" if protocol.eta else ""
+        how = f"{protocol.sampler}{eta}, {protocol.steps} steps, {protocol.grid} grid, guidance {protocol.guidance:g}"
         x, y = theirs.some(NEIGHBOURS), ours.some(NEIGHBOURS)
         near = min(len(x), len(y))
         distance, spread = kid(x, y, subset=min(1000, near))

@@ -189,6 +189,19 @@ def test_each_model_of_the_paper_has_its_number_with_a_table_or_says_why_there_i
         assert known.fid is None or re.match(r"table \d+", known.where)
 
 
+def test_the_line_that_measures_a_model_has_its_published_sampler_and_is_none_where_another_protocol_was_used():
+    begin = lambda name: f"ldm-lite evaluate {name} --fid 50000 --grid original "
+    lines = {name: known.line(name) for name, known in PUBLISHED.items()}
+    assert {name: line.removeprefix(begin(name)) for name, line in lines.items() if line} == {
+        "celebahq-ldm4": "--steps 500",
+        "ffhq-ldm4": "--steps 200 --eta 1",
+        "lsun-bedrooms-ldm4": "--steps 200 --eta 1",
+        "lsun-churches-ldm8": "--steps 200",
+        "cin256": "--steps 200 --guidance 1",
+        "cin256-v2": "--steps 250 --guidance 1",
+    }
+
+
 # The command --------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +221,7 @@ def test_without_a_preset_it_says_the_paper_s_with_what_was_published(capsys, mo
     said = capsys.readouterr().out
     assert all(f"{name}: " in said for name in PAPER) and all(f"{card} " in said for card in CARDS)
     assert "published: FID 5.11, table 1" in said and "50,000 samples against the whole training set" in said
+    assert "measured as there: ldm-lite evaluate ffhq-ldm4 --fid 50000 --grid original --steps 200 --eta 1\n" in said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """FID by the papers' protocol: the same numbers as at once, however often it is stopped and whoever helps."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_what_another_model_protocol_or_dataset_left_is_not_used(tmp_path):
     with torch.no_grad():
         next(other.denoiser.parameters()).add_(0.5)
     assert measured(other, images(), ASKED, tmp_path)["fid"] != first["fid"]
-    for change in ({"seed": 4}, {"grid": "karras"}):
+    for change in ({"seed": 4}, {"grid": "karras"}, {"eta": 1.0}):
         assert measured(model(), images(), replace(ASKED, **change), tmp_path)["fid"] != first["fid"]
     changed = measured(model(), Scenes("test", size=16, count=IMAGES), ASKED, tmp_path)
     assert changed["fid"] != first["fid"] and changed["pixels"] != first["pixels"]
@@ -125,18 +126,26 @@ def test_a_model_that_is_told_something_else_and_no_images_are_refused(tmp_path)
     alone = tiny.latent_diffusion(replace(tiny.UNET, vector=0)).eval()
     assert isinstance(alone.conditioner, Unconditional)
     assert measured(alone, images(), replace(ASKED, samples=10), tmp_path)["fid"] > 0
-    with pytest.raises(InputError, match="samples: 9 are fewer than the ten parts"):
-        replace(ASKED, samples=9)
+    wrong = {
+        "samples: 9 are fewer than the ten parts": {"samples": 9},
+        "eta: 1.5 is not between 0 and 1": {"eta": 1.5},
+        "eta: heun has no such argument; ddim has": {"eta": 0.5, "sampler": "heun"},
+        "did you mean heun?": {"sampler": "hein"},
+    }
+    for said, change in wrong.items():
+        with pytest.raises(InputError, match=re.escape(said)):
+            replace(ASKED, **change)
 
 
 def test_the_command_measures_by_the_protocol_and_keeps_what_it_saw(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model().save(tmp_path / "mine")
     line = ["evaluate", "mine", "--fid", "11", "--features", "scenes", "--size", "16", "--steps", "2"]
-    line += ["--data", "scenes"]
+    line += ["--data", "scenes", "--eta", "1"]
     assert cli.main([*line, "--keep", "seen", "--count", "17", "-o", "numbers.json"]) == 0
     said = capsys.readouterr().out
-    assert '"fid"' in said and '"images": 17' in said and (tmp_path / "numbers.json").is_file()
+    assert all(word in said for word in ('"fid"', '"images": 17', '"ddim, eta 1, 2 steps, '))
+    assert (tmp_path / "numbers.json").is_file()
     assert len(list((tmp_path / "seen").glob("fake-*"))) == 2
 
 
