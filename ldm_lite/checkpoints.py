@@ -6,6 +6,7 @@ loading is strict. Objects in a pickle are passed over: no code of theirs is imp
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -250,6 +251,18 @@ class Inert:
         pass
 
 
+RUNS_CODE = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+
+
+def runs_code(path: str | Path) -> bool:
+    """Whether a file begins with a whole pickle that would import or call something. Nothing of it is run."""
+    try:
+        with open(path, "rb") as file:
+            return not RUNS_CODE.isdisjoint([opcode.name for opcode, _, _ in pickletools.genops(file)])
+    except Exception:  # as an unpickler, on half a pickle or none
+        return False
+
+
 def tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors in a .safetensors file or in one of torch.save, by name; those under `state_dict` where it exists.
 
@@ -267,10 +280,14 @@ def tensors(path: str | Path) -> dict[str, Tensor]:
         else:
             # Lightning keys its callbacks by their classes: with something inert in their place weights_only reads on
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-            with torch.serialization.safe_globals([(Inert, name) for name in names]):
+            inert = torch.serialization.safe_globals([(Inert, name) for name in names])
+            with inert, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")  # of what is refused a line later
                 values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # half a file makes an unpickler fail in any way
-        if isinstance(error, pickle.UnpicklingError) and (zipped or "GLOBAL" in str(error)):
+        if not zipped and runs_code(path):
+            why = "a pickle that imports or calls something: refused, because reading it would run code; fetch another"
+        elif isinstance(error, pickle.UnpicklingError) and (zipped or "GLOBAL" in str(error)):
             convert = 'torch.load(PATH, weights_only=False)["state_dict"]'
             why = f"cannot be read without running code in it; if you trust it, save {convert} as .safetensors"
         else:

@@ -4,6 +4,7 @@ and every file that is refused."""
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -840,6 +841,19 @@ def test_no_code_in_a_checkpoint_is_run(function, zipped, tmp_path):
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # the checkpoint is as bad as it is meant to be
+
+
+@pytest.mark.parametrize("version", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_plain_pickle_that_would_run_code_is_refused_for_that_in_one_line(version, tmp_path):
+    mark, path = tmp_path / "mark", tmp_path / "model.ckpt"
+    path.write_bytes(pickle.dumps({"state_dict": Touch(os.system, mark)}, version))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=r"model.ckpt: a pickle .*: refused, because reading it would run code"):
+            load_compvis(path)
+    assert not mark.exists()
+    pickle.loads(path.read_bytes())
+    assert mark.exists()
 
 
 @pytest.mark.parametrize("place", ["", "vae", "vqvae"])
