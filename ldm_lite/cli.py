@@ -171,12 +171,31 @@ def replaced(arguments: list[str], short: dict[str, str]) -> list[str]:
     return out
 
 
+UNITS = {"": 1.0, "gib": 1.0, "gb": 1e9 / 2**30}
+
+
+def sized(arguments: list[str], option: str) -> list[str]:
+    """The arguments with that option's size as a number of GiB: 15, 15GiB, 15GB. InputError for what is no size."""
+    out, waiting = [], iter(arguments)
+    for argument in waiting:
+        name, _, value = argument.partition("=")
+        if name == option:
+            value = value or next(waiting, "")
+            found = re.fullmatch(r"(\d+\.?\d*|\.\d+) *([a-z]*)", value.lower())
+            if found is None or found[2] not in UNITS:
+                raise InputError(f"memory: {value or 'nothing'} is no size; 15GB, 15GiB and 15 (GiB) are")
+            argument = f"{option}={float(found[1]) * UNITS[found[2]]:.6g}"
+        out.append(argument)
+    return out
+
+
 # Commands -----------------------------------------------------------------------------------------------------------
 
 
 def train(arguments: list[str]) -> None:
     from . import processes, runs
     from .presets import PRESETS, recipe
+    from .training import device
 
     names, rest = taken(arguments, "ldm-lite train", f"a preset: {', '.join(PRESETS)}", 1)
     if rest == ["--help"] and not names:
@@ -192,11 +211,13 @@ def train(arguments: list[str]) -> None:
 
         chosen = from_dict(type(chosen), read(file), str(file))
     if rest != ["--help"]:
-        rest = replaced(rest, {"--data": "--data.path", "--steps": "--train.steps", "--minutes": "--train.minutes"})
-    chosen = options(
-        type(chosen), chosen, rest, f"ldm-lite train {name}", "Also: --out FOLDER, --restart, --config FILE."
-    )
+        short = {"--data": "--data.path", "--steps": "--train.steps", "--minutes": "--train.minutes"}
+        rest = sized(replaced(rest, short | {"--memory": "--train.memory"}), "--train.memory")
+    about = "Also: --out FOLDER, --restart, --config FILE, --memory 15GB (of the GPU)."
+    chosen = options(type(chosen), chosen, rest, f"ldm-lite train {name}", about)
     with processes.joined():
+        if chosen.train.memory and device().type != "cuda" and processes.rank() == 0:
+            print(f"memory: is of a CUDA device, and this is {device().type}: the batch stays in the parts it has")
         processes.alone(emptied, out, restart)
         if not runs.unfinished(out):
             processes.alone(runs.claim, out, chosen)

@@ -155,6 +155,29 @@ def test_data_without_classes_is_refused_before_a_first_stage_is_trained(here, c
     assert "classes: mine has none" in said and not (here / "runs/tiny-kl2").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "gib"),
+    [
+        ("--memory 15GB", 15e9 / 2**30),
+        ("--memory=15gib", 15),
+        ("--memory 15", 15),
+        ("--train.memory 1.5", 1.5),
+        ("--train.memory 1.5GiB", 1.5),
+    ],
+)
+def test_memory_is_a_size_in_gb_or_gib_and_without_a_gpu_one_line_says_that_it_is_not_used(here, capsys, line, gib):
+    assert cli.main(["train", "tiny-kl2", *line.split()]) == 0
+    assert json.loads((here / "runs/tiny-kl2/run.json").read_text())["train"]["memory"] == pytest.approx(gib, rel=1e-5)
+    assert capsys.readouterr().out.count("memory: is of a CUDA device, and this is cpu") == 1
+
+
+@pytest.mark.parametrize("size", ["much", "15 apples", "-3", "15TBs", ""])
+def test_a_size_of_memory_that_is_none_is_refused_in_one_line(here, capsys, size):
+    said = refused(capsys, "train", "tiny-kl2", "--memory", *([size] if size else []))
+    assert said == f"ldm-lite: memory: {size or 'nothing'} is no size; 15GB, 15GiB and 15 (GiB) are"
+    assert not (here / "runs").exists()
+
+
 STILL = ("--steps", "1", "--train.lr", "1e-9")  # weights stay where they begin
 
 
