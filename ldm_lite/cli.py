@@ -867,6 +867,10 @@ def convert(arguments: list[str]) -> None:
     about = "Copies a model, with its card, in another precision or layout. MODEL may be CompVis's (a .ckpt or "
     about += ".safetensors file) or diffusers' (a folder): convert model.ckpt runs/faces --expect celebahq-ldm4; or a "
     about += f"published one's name, which is fetched first: {', '.join(ORIGINALS)}"
+    if arguments == ["--list"]:
+        print("\n".join(f"{name}: {about.said()}" for name, about in ORIGINALS.items()))
+        return
+    about += " (--list alone shows their sizes, sources, checksums and terms)"
     names, rest = taken(arguments, "ldm-lite convert", "a model and where to write it", 2)
     settings = options(ConvertConfig, ConvertConfig(), rest, "ldm-lite convert MODEL FOLDER", about)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.dtype]

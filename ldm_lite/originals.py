@@ -28,20 +28,41 @@ OPENRAIL = "CreativeML OpenRAIL-M: use-based restrictions, also for what is deri
 
 @dataclass(frozen=True)
 class Original:
-    """url: of the checkpoint, or of a zip with one in it. sha256: of that file, where it is known."""
+    """url: of the checkpoint, or of a zip with one in it. sha256: of that file, where it is known.
+
+    millions: of float32 numbers in the tensors of its published configuration, those of a denoiser twice where averages
+    are kept, a first stage with its critic and LPIPS. What an optimiser may have left in the file is not in it."""
 
     url: str
     terms: str = RESEARCH
     sha256: str | None = None
+    millions: float = 0.0
+
+    def said(self, bytes: int = 0) -> str:
+        """Size, source, checksum and terms in one line. bytes: of the file, where the server tells."""
+        shown = f"{bytes / 1e9:.1f} GB" if bytes else f"about {self.millions * 4e6 / 1e9:.1f} GB by its tensors' shapes"
+        shown = shown if bytes or self.millions else "size unknown"
+        checksum = f"sha256 {self.sha256}" if self.sha256 else "no published checksum"
+        return f"{shown}, from {self.url}; {checksum}; {self.terms}"
+
+
+MILLIONS = {
+    "kl-f4": 72.8, "kl-f8": 101.1, "kl-f16": 87.1, "kl-f32": 121.4,
+    "vq-f4": 72.8, "vq-f4-noattn": 70.7, "vq-f8": 83.1, "vq-f8-n256": 85.1, "vq-f16": 85.0,
+    "celebahq-ldm4": 603.4, "ffhq-ldm4": 603.4, "lsun-bedrooms-ldm4": 603.4, "lsun-churches-ldm8": 673.6,
+    "cin256": 858.2, "cin256-v2": 456.8, "text2img256": 1048.8, "txt2img-1p4b": 1537.9, "sd-v1": 1066.2,
+    "layout2img256": 606.8, "semantic256": 485.8, "bsr-sr": 282.6, "inpainting": 880.9,
+}  # fmt: skip
 
 
 def _zipped(**names: str) -> dict[str, Original]:
-    return {name.replace("_", "-"): Original(f"{SERVER}{file}.zip") for name, file in names.items()}
+    names = {name.replace("_", "-"): file for name, file in names.items()}
+    return {name: Original(f"{SERVER}{file}.zip", millions=MILLIONS[name]) for name, file in names.items()}
 
 
 ORIGINALS: dict[str, Original] = {
-    **{name: Original(f"{SERVER}{name}.zip") for name in ("kl-f4", "kl-f8", "kl-f16", "kl-f32")},
-    **{name: Original(f"{SERVER}{name}.zip") for name in ("vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16")},
+    **_zipped(**{name: name for name in ("kl-f4", "kl-f8", "kl-f16", "kl-f32")}),
+    **_zipped(**{name: name for name in ("vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16")}),
     **_zipped(
         celebahq_ldm4="celeba",
         ffhq_ldm4="ffhq",
@@ -54,10 +75,13 @@ ORIGINALS: dict[str, Original] = {
         layout2img256="layout2img_model",
         inpainting="inpainting_big",
     ),
-    "cin256-v2": Original(f"{SERVER}nitro/cin/model.ckpt"),
-    "txt2img-1p4b": Original(f"{SERVER}nitro/txt2img-f8-large/model.ckpt"),
+    "cin256-v2": Original(f"{SERVER}nitro/cin/model.ckpt", millions=MILLIONS["cin256-v2"]),
+    "txt2img-1p4b": Original(f"{SERVER}nitro/txt2img-f8-large/model.ckpt", millions=MILLIONS["txt2img-1p4b"]),
     "sd-v1": Original(
-        f"{HUB}sd-v1-4.ckpt", OPENRAIL, "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556"
+        f"{HUB}sd-v1-4.ckpt",
+        OPENRAIL,
+        "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
+        MILLIONS["sd-v1"],
     ),
 }
 
@@ -65,8 +89,9 @@ ORIGINALS: dict[str, Original] = {
 def original(name: str, yes: bool = False, folder: str | Path | None = None) -> Path:
     """The file of a published model's checkpoint, fetched if it is not in `folder` yet (by default the user's cache).
 
-    Its size and terms are shown first, and agreed to by yes or at a terminal. InputError without agreement, where it
-    cannot be fetched, for another file than the known or the first one, and a zip without a checkpoint."""
+    Its size, source, checksum and terms are shown first, and agreed to by yes or at a terminal. InputError without
+    agreement, where it cannot be fetched, for another file than the known or the first one, and a zip without a
+    checkpoint."""
     about = ORIGINALS[name]
     folder = Path(folder) if folder else cache() / "originals" / name
     found = folder / "model.ckpt"
@@ -74,9 +99,7 @@ def original(name: str, yes: bool = False, folder: str | Path | None = None) -> 
         return found
     fetched = folder / Path(about.url).name
     if not fetched.is_file():
-        size = _size(about.url, name)
-        shown = f"{size / 1e9:.1f} GB" if size else "size unknown"
-        consent(f"{name}: {shown}, from {about.url}; {about.terms}", yes)
+        consent(f"{name}: {about.said(_size(about.url))}", yes)
         download(about.url, fetched, name)
     digest = check(fetched, about, name)
     if fetched.suffix == ".zip":
@@ -89,12 +112,13 @@ def original(name: str, yes: bool = False, folder: str | Path | None = None) -> 
     return found if found.is_file() else fetched
 
 
-def _size(url: str, name: str) -> int:
+def _size(url: str) -> int:
+    """In bytes, as the server says; 0 where it cannot be asked: then the download says why."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=30) as answer:
             return int(answer.headers.get("Content-Length") or 0)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise gone(name, url, error) from None
+    except (urllib.error.URLError, OSError, ValueError):
+        return 0
 
 
 def gone(name: str, url: str, error: Exception) -> InputError:

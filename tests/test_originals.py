@@ -1,6 +1,7 @@
 """Published checkpoints by name: fetched once, here from a server of our own, and read as the originals are."""
 
 import io
+import math
 import threading
 import zipfile
 from dataclasses import replace
@@ -8,14 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from test_checkpoints import SAME, assert_same_model, whole_model
+from test_checkpoints import PUBLISHED, PUBLISHED_UNETS, SAME, assert_same_model, shapes, whole_model
 
 from ldm_lite import cli
 from ldm_lite.checkpoints import load_compvis, save_compvis
 from ldm_lite.config import InputError
 from ldm_lite.latent import LatentDiffusion
 from ldm_lite.originals import OPENRAIL, ORIGINALS, Original, original
-from ldm_lite.presets import FIRST_STAGES, UNETS
+from ldm_lite.presets import FIRST_STAGES, PAPER, UNETS
 
 
 class Server:
@@ -83,7 +84,8 @@ def test_a_published_model_is_converted_by_its_name(server, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert cli.main(["convert", "celebahq-ldm4", "runs/faces", "--dtype", "fp32"]) == 2
     said = capsys.readouterr().err
-    assert "celebahq-ldm4: 0.1 GB, from http" in said and "add --yes to fetch it on these terms" in said
+    assert "celebahq-ldm4: 0.1 GB, from http" in said and "; no published checksum; the code's licence is MIT" in said
+    assert "add --yes to fetch it on these terms" in said
     assert not server.asked and not (tmp_path / "runs").exists()
     assert cli.main(["convert", "celebahq-ldm4", "runs/faces", "--dtype", "fp32", "--yes"]) == 0
     assert_same_model(LatentDiffusion.load("runs/faces"), load_compvis("model.ckpt", SAME["faces"]))
@@ -139,6 +141,45 @@ def test_without_a_network_it_says_what_to_get_and_where_to_give_it(monkeypatch,
     says = r"^celebahq-ldm4: http://127.0.0.1:9/celeba.zip cannot be fetched \(.*\); get the file elsewhere and give"
     with pytest.raises(InputError, match=says):
         original("celebahq-ldm4", yes=True)
+
+
+def test_without_a_network_size_source_checksum_and_terms_are_shown_before_anything_is_agreed_to(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LDM_LITE_YES", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    about = replace(ORIGINALS["sd-v1"], url="http://127.0.0.1:9/sd.ckpt")
+    monkeypatch.setitem(ORIGINALS, "sd-v1", about)
+    shown = rf"4.3 GB by its tensors' shapes, from {about.url}; sha256 {about.sha256}; {OPENRAIL}"
+    with pytest.raises(InputError, match=f"^sd-v1: about {shown}; add --yes"):
+        original("sd-v1")
+    assert cli.main(["convert", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"sd-v1: about {shown}" in lines and len(lines) == len(ORIGINALS)
+    assert not any("unknown" in line for line in lines)
+
+
+def numbers(tree) -> float:
+    """Millions, in a published file's tensors."""
+    return sum(math.prod(shape) for shape in shapes(tree).values()) / 1e6
+
+
+def test_the_sizes_of_the_published_files_are_those_of_their_tensors():
+    others = {"text2img256": 186.2, "txt2img-1p4b": 582.0, "layout2img256": 58.9}  # encoders of text, and of a layout
+    others |= {"sd-v1": 123.06, "cin256": 0.51, "cin256-v2": 0.51}  # CLIP's of ViT-L/14, embeddings of classes
+    others["inpainting"] = numbers(PUBLISHED["vq-f4-noattn"])  # its first stage once more
+    unaveraged = ("cin256-v2", "txt2img-1p4b", "sd-v1")
+    for name, about in ORIGINALS.items():
+        if name in FIRST_STAGES:  # with VGG16's convolutions, and a critic of two or three layers
+            critic = {2: 0.66, 3: 2.77}[FIRST_STAGES[name].loss.critic_layers]
+            found = numbers(PUBLISHED[name]) + 14.71 + critic
+        else:
+            stage = PAPER[name].first_stage if name in PAPER else "kl-f8"
+            alike = "celebahq-ldm4" if name in ("ffhq-ldm4", "lsun-bedrooms-ldm4") else name
+            found = numbers(PUBLISHED_UNETS[alike]) * (1 if name in unaveraged else 2)
+            found += numbers(PUBLISHED[stage]) + others.get(name, 0.0)
+        assert about.millions == pytest.approx(found, rel=2e-3), name
 
 
 def test_every_published_model_that_is_known_has_an_address_and_terms():
