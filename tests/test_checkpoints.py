@@ -321,6 +321,13 @@ SAME = {
     "resizing": UNetConfig(
         channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=16, film=True, resblock_updown=True
     ),
+    "inpainting": UNetConfig(
+        channels=3, concat=4, width=128, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=32, resblock_updown=True
+    ),
+    "semantic": UNetConfig(
+        channels=3, concat=3, width=128, mult=(1, 2, 2), blocks=1, attend_at=(), head_channels=64
+    ),  # attention in the middle alone
+    "sd-v1": UNetConfig(channels=4, width=128, mult=(1, 1, 1, 2), blocks=1, attend_at=(1, 2, 4), heads=2, context=6),
     # diffusers has one size of heads for all levels: this cannot be one of theirs
     "churches": UNetConfig(
         channels=4, width=128, mult=(1, 2), blocks=2, attend_at=(1, 2), heads=4, film=True, resblock_updown=True
@@ -339,13 +346,14 @@ def denoiser(config: UNetConfig) -> UNet:
 
 
 def questions(c: UNetConfig) -> tuple[Tensor, Tensor, Condition]:
-    """z, the clock and a condition; 12 x 20 becomes 6 x 10 or 3 x 5 at the deepest level."""
+    """z, the clock and a condition; 12 x 20 becomes 6 x 10 or 3 x 5 at the deepest level; 24 x 16 of four is 3 x 2."""
+    side = (12, 20) if c.factor <= 4 else (24, 16)
     cond = Condition(
         context=torch.randn(2, 3, c.context) if c.context else None,
-        concat=torch.randn(2, c.concat, 12, 20) if c.concat else None,
+        concat=torch.randn(2, c.concat, *side) if c.concat else None,
         vector=torch.randn(2, c.vector) if c.vector else None,
     )
-    return torch.randn(2, c.channels, 12, 20), torch.tensor([3.0, 641.0]), cond
+    return torch.randn(2, c.channels, *side), torch.tensor([3.0, 641.0]), cond
 
 
 def assert_alike(ours, theirs, asked: tuple[Tensor, Tensor, Condition]) -> None:
