@@ -531,9 +531,14 @@ def _compvis_conditioner(
             raise InputError(f"{where}: channel_mapper.weight is {found}; {tuple(weight.shape)} is needed")
         with torch.no_grad():
             weight.copy_(told["channel_mapper.weight"])
-    elif told:
+    elif told and not (isinstance(condition, InpaintingConfig) and _repeated(told, _within(state, FIRST_STAGE))):
         raise InputError(f"{where}: {CONDITIONER}{next(iter(told))} has no place in {type(condition).__name__}")
     return conditioner
+
+
+def _repeated(told: Mapping[str, Tensor], stage: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are the first stage's once more, as where it is the original's conditioner too."""
+    return all(name in stage and torch.equal(value, stage[name]) for name, value in told.items())
 
 
 def _compvis_labels(table: Tensor, unet: UNetConfig, labels: Sequence[str] | None, where: str | Path) -> Labels:

@@ -299,6 +299,20 @@ def test_stable_diffusions_encoder_is_its_own_where_the_file_has_no_other(clip, 
         load_compvis(path, model.denoiser.config, condition=condition)
 
 
+def test_the_first_stage_once_more_is_the_conditioner_of_inpainting_and_another_is_refused(tmp_path):
+    model, path = told_model(TOLD["hole"]), tmp_path / "model.ckpt"
+    save_compvis(model, path)
+    state = torch.load(path)["state_dict"]
+    again = {
+        k.replace("first_stage_", "cond_stage_"): v for k, v in state.items() if k.startswith("first_stage_model.")
+    }
+    torch.save({"state_dict": state | again}, path)
+    assert_same_model(load_compvis(path, model.denoiser.config, condition=TOLD["hole"]), model)
+    torch.save({"state_dict": state | {name: value + 1 for name, value in again.items()}}, path)
+    with pytest.raises(InputError, match=r"cond_stage_model.* has no place in InpaintingConfig"):
+        load_compvis(path, model.denoiser.config, condition=TOLD["hole"])
+
+
 # Bad input ----------------------------------------------------------------------------------------------------------
 
 
