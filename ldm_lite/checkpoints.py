@@ -152,6 +152,21 @@ def _encoder_compvis(c: Any) -> Renames:
     ]
 
 
+def _encoder_bert(c: Any) -> Renames:
+    """LDMBert's of diffusers."""
+    return [
+        (r"^token\.", "model.embed_tokens."),
+        (r"^place\.", "model.embed_positions."),
+        (r"^norm\.", "model.layer_norm."),
+        (r"^blocks\.(\d+)\.", r"model.layers.\1."),
+        (r"\.norm1\.", ".self_attn_layer_norm."),
+        (r"\.norm2\.", ".final_layer_norm."),
+        (r"\.attn\.to_(q|k|v|out)\.", r".self_attn.\1_proj."),
+        (r"\.ff\.0\.", ".fc1."),
+        (r"\.ff\.2\.", ".fc2."),
+    ]
+
+
 # Self-attention in diffusers' layout; transformer blocks in either
 ATTENTION: Renames = [
     (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
@@ -168,7 +183,7 @@ TRANSFORMER: Renames = [
 RULES: dict[type, dict[str, Callable[[Any], Renames]]] = {
     Autoencoder: {"compvis": _first_stage_compvis, "diffusers": _first_stage_diffusers},
     UNet: {"compvis": _unet_compvis, "diffusers": _unet_diffusers},
-    TokenEncoder: {"compvis": _encoder_compvis},
+    TokenEncoder: {"compvis": _encoder_compvis, "bert": _encoder_bert},
 }
 # The names in older files of diffusers
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -832,6 +847,22 @@ UNET_ALWAYS = {
     "class_embeddings_concat": (False,),
     "cross_attention_norm": (None,),
 }
+# Pipelines with conditions, and what of them is read, or not needed, besides first stage, denoiser and scheduler
+PIPELINES = {
+    "LDMSuperResolutionPipeline": (),
+    "LDMTextToImagePipeline": ("bert", "tokenizer"),
+    "StableDiffusionPipeline": ("text_encoder", "tokenizer", "safety_checker", "feature_extractor"),
+}
+OF_BERT = {  # what the config of its encoder leaves out
+    "vocab_size": 30_522,
+    "max_position_embeddings": 77,
+    "encoder_layers": 32,
+    "encoder_ffn_dim": 5120,
+    "encoder_attention_heads": 8,
+    "head_dim": 64,
+    "activation_function": "gelu",
+    "d_model": 1024,
+}
 # Of a scheduler
 BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "z0": "sample", "v": "v_prediction"}
@@ -844,12 +875,15 @@ BLOCKS = {
 def load_diffusers(folder: str | Path, scale: float | None = None) -> Autoencoder | UNet | LatentDiffusion:
     """What is in a folder of diffusers: AutoencoderKL, VQModel, UNet2DModel, UNet2DConditionModel, or an LDMPipeline.
 
+    Of pipelines with conditions an LDMSuperResolutionPipeline, an LDMTextToImagePipeline and a StableDiffusionPipeline
+    of version 1 are read. Tokenizers, and CLIP's encoder, stay in their folder, which must not move; Stable Diffusion's
+    safety checker is passed over.
     A folder with `vae` or `vqvae` and no `unet` holds a first stage. Attention under its old names and weights in .bin
     are read too. scale: of the latents; left out, scaling_factor. A VQModel's scaling_factor of 0.18215 is a default
     that was copied from KL (diffusers #6725): it is taken for 1, with a warning. The number of heads is
     attention_head_dim in UNet2DConditionModel; in UNet2DModel that is the channels of each. Of the scheduler its betas
     and prediction_type are read: grids and clipping are the sampler's here. In eval mode, float32. InputError for a
-    model that ours cannot be, for a pipeline with conditions, and for broken files."""
+    model that ours cannot be, for another pipeline with conditions, and for broken files."""
     folder = Path(folder)
     parts = [name for name in ("vae", "vqvae", "unet") if (folder / name / "config.json").is_file()]
     if (folder / "config.json").is_file() or not (parts or (folder / "model_index.json").is_file()):
@@ -883,8 +917,7 @@ def _diffusers_part(folder: Path, scale: float | None = None) -> Autoencoder | U
     if _groups(model) != [values["norm_num_groups"]]:
         ours = ", ".join(map(str, _groups(model)))
         raise InputError(f"{where}: norm_num_groups is {values['norm_num_groups']}; at this width ours has {ours}")
-    weights = [folder / f"{WEIGHTS}{suffix}" for suffix in (".safetensors", ".bin")]
-    path = next((path for path in weights if path.is_file()), weights[0])
+    path = _weights(folder, WEIGHTS)
     old = re.compile(rf"\.({'|'.join(OLD_ATTENTION)})\.")
     state = {old.sub(lambda m: f".{OLD_ATTENTION[m[1]]}.", name): value for name, value in tensors(path).items()}
     fill(model, state, "diffusers", path)
@@ -895,20 +928,68 @@ def _diffusers_pipeline(folder: Path, scale: float | None) -> LatentDiffusion:
     index = folder / "model_index.json"
     values = read(index) if index.is_file() else {}
     named = [k for k, v in values.items() if isinstance(v, list) and v and v[0]] if isinstance(values, dict) else []
-    foreign = [name for name in named if name not in ("vae", "vqvae", "unet", "scheduler")]
+    kind = str(values.get("_class_name")) if isinstance(values, dict) else ""
+    known = PIPELINES.get(kind, ())
     alone = "its first stage and its unet load from their folders, alone"
-    if foreign:
-        raise InputError(f"{index}: {foreign[0]}: there is no conditioner for it here; {alone}")
+    for name in named:
+        if name not in ("vae", "vqvae", "unet", "scheduler", *known):
+            what = f"{', '.join(PIPELINES)} and LDMPipeline are read whole; of others {alone}"
+            raise InputError(f"{index}: {name}: there is no conditioner for it here; {what}")
     stage = next((folder / name for name in ("vqvae", "vae") if (folder / name / "config.json").is_file()), None)
     if stage is None or not (folder / "unet" / "config.json").is_file():
         raise InputError(f"{folder}: vqvae (or vae), unet and scheduler are needed, a folder each")
     first_stage, unet = _diffusers_part(stage, scale), _diffusers_part(folder / "unet")
     if not isinstance(first_stage, Autoencoder) or not isinstance(unet, UNet):
         raise InputError(f"{folder}: a first stage in {stage.name} and a denoiser in unet are needed")
-    for door in ("context", "concat", "vector"):
-        if getattr(unet.config, door):
-            raise InputError(f"{folder / 'unet'}: {door}: there is no conditioner for it here; {alone}")
-    return LatentDiffusion(first_stage, unet, _diffusion_from_diffusers(folder), Unconditional()).eval()
+    diffusion = _diffusion_from_diffusers(folder)
+    try:
+        condition = _diffusers_condition(kind, folder, first_stage.f)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise InputError(f"{folder}: a config of what {kind} is told is none ({error})") from None
+    doors = {door: width for door in ("context", "concat", "vector") if (width := getattr(unet.config, door))}
+    if condition is None and doors:
+        door = next(iter(doors))
+        raise InputError(f"{folder / 'unet'}: {door}: there is no conditioner for it here; {alone}")
+    if condition is None:
+        return LatentDiffusion(first_stage, unet, diffusion, Unconditional()).eval()
+    if widths(condition) != doors:
+        raise InputError(f"{folder / 'unet'}: {kind} needs {widths(condition)} of it, and it has {doors or 'no doors'}")
+    conditioner = build(condition)
+    if isinstance(conditioner, Text):
+        path = _weights(folder / "bert", "model", "pytorch_model")
+        state = {name: value for name, value in tensors(path).items() if not name.startswith("to_logits.")}
+        fill(conditioner.encoder, state, "bert", path)
+    return LatentDiffusion(first_stage, unet, diffusion, conditioner).eval()
+
+
+def _diffusers_condition(kind: str, folder: Path, f: int) -> Any:
+    """What a pipeline of this class is told; None for one that is told nothing."""
+    if kind == "LDMSuperResolutionPipeline":
+        return LowResConfig(factor=f, f=f, degradation="bsr")  # the small picture is as large as the latent
+    if kind == "LDMTextToImagePipeline":
+        where = folder / "bert" / "config.json"
+        values = OF_BERT | read(where)
+        _must(values, {"activation_function": ("gelu",), "encoder_ffn_dim": (4 * values["d_model"],)}, "Text", where)
+        return TextConfig(
+            width=values["d_model"],
+            depth=values["encoder_layers"],
+            heads=values["encoder_attention_heads"],
+            head_channels=values["head_dim"],
+            length=values["max_position_embeddings"],
+            vocabulary=values["vocab_size"],
+            tokenizer=str((folder / "tokenizer").resolve()),
+        )
+    if kind == "StableDiffusionPipeline":
+        values = read(folder / "text_encoder" / "config.json")
+        length = values.get("max_position_embeddings", 77)
+        return PretrainedTextConfig(str(folder.resolve()), values.get("hidden_size", 512), length)
+    return None
+
+
+def _weights(folder: Path, *names: str) -> Path:
+    """The file of weights in a folder: safetensors, or what older versions wrote."""
+    files = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".bin") for name in names]
+    return next((path for path in files if path.is_file()), files[0])
 
 
 def save_diffusers(

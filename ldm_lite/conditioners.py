@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -208,7 +209,7 @@ class Text(Captions):
 class PretrainedTextConfig:
     """Stable Diffusion's is openai/clip-vit-large-patch14, 768 wide, 77 tokens, frozen."""
 
-    encoder: str  # a folder, or a name on the hub, of transformers' layout: CLIP's text encoder, BERT, …
+    encoder: str  # a folder, or a name on the hub, of transformers' layout: CLIP's text encoder, BERT, …; or diffusers'
     width: int = 768  # of its tokens
     length: int = 77  # tokens
     trained: bool = False  # with the UNet; otherwise it stays as it is, and is not saved with the model
@@ -253,15 +254,19 @@ class PretrainedText(Captions):
 
 
 def pretrained(name: str) -> tuple[Any, nn.Module]:
-    """A tokenizer and an encoder of the transformers library, from a folder or, once, from the hub."""
+    """A tokenizer and an encoder of the transformers library, from a folder or, once, from the hub.
+
+    A folder of diffusers has each in a folder of its own."""
     try:
         from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
     except ImportError:
         raise InputError(f"encoder: {name} needs transformers: pip install ldm-lite[text]") from None
+    apart = (Path(name) / "text_encoder").is_dir()
+    of_words, of_context = (f"{name}/tokenizer", f"{name}/text_encoder") if apart else (name, name)
     try:
-        clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
-        encoder = (CLIPTextModel if clip else AutoModel).from_pretrained(name)
-        return AutoTokenizer.from_pretrained(name), encoder
+        clip = AutoConfig.from_pretrained(of_context).model_type.startswith("clip")
+        encoder = (CLIPTextModel if clip else AutoModel).from_pretrained(of_context)
+        return AutoTokenizer.from_pretrained(of_words), encoder
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:90]
         raise InputError(f"encoder: {name} cannot be had ({reason}); give a folder in transformers' layout") from None

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_checkpoints import assert_same_model, denoiser, stage
+from test_checkpoints import assert_same_model, denoiser, peer, stage
 
 from ldm_lite import checkpoints
 from ldm_lite.autoencoder import AutoencoderConfig
-from ldm_lite.checkpoints import load_compvis, save_compvis, translated
+from ldm_lite.checkpoints import load_compvis, load_diffusers, save_compvis, save_diffusers, translated
+from ldm_lite.condition import Condition
 from ldm_lite.conditioners import (
     Boxes,
     BoxesConfig,
@@ -26,7 +27,7 @@ from ldm_lite.conditioners import (
     build,
     widths,
 )
-from ldm_lite.config import InputError
+from ldm_lite.config import InputError, read, write
 from ldm_lite.diffusion import Diffusion, VariancePreserving
 from ldm_lite.latent import LatentDiffusion
 from ldm_lite.layers import TokenEncoder
@@ -311,6 +312,87 @@ def test_the_first_stage_once_more_is_the_conditioner_of_inpainting_and_another_
     torch.save({"state_dict": state | {name: value + 1 for name, value in again.items()}}, path)
     with pytest.raises(InputError, match=r"cond_stage_model.* has no place in InpaintingConfig"):
         load_compvis(path, model.denoiser.config, condition=TOLD["hole"])
+
+
+# diffusers' pipelines -----------------------------------------------------------------------------------------------
+
+UNET = UNetConfig(channels=3, width=128, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=64)
+
+
+def pipeline(kind: str, folder, unet: UNetConfig, **more):
+    """A pipeline of diffusers with random weights, which has written its folder; f = 2."""
+    diffusers = pytest.importorskip("diffusers")
+    first = stage(AutoencoderConfig(3, mult=(1, 1), blocks=1, bottleneck="vq", mid_attention=False), 1.0)
+    for part, name in ((first, "first"), (denoiser(unet), "unet")):
+        save_diffusers(part, folder / "parts" / name)
+    parts = {"unet": peer(folder / "parts" / "unet")}
+    parts["vae" if kind == "StableDiffusionPipeline" else "vqvae"] = peer(folder / "parts" / "first")
+    betas = {"beta_start": 0.0015, "beta_end": 0.0155, "beta_schedule": "scaled_linear"}
+    scheduler = diffusers.DDIMScheduler(**betas, clip_sample=False, steps_offset=1)
+    made = getattr(diffusers, kind)(**parts, scheduler=scheduler, **more)
+    made.save_pretrained(folder / "theirs")
+    return made
+
+
+def assert_the_same_parts(model: LatentDiffusion, theirs, concat=None, context=None) -> None:
+    z, clock = torch.randn(2, 3, 6, 8), torch.tensor([3.0, 641.0])
+    with torch.no_grad():
+        seen = z if concat is None else torch.cat([z, concat], 1)
+        expected = theirs.unet(seen, clock, *([] if context is None else [context])).sample
+        torch.testing.assert_close(model.denoiser(z, clock, Condition(context, concat)), expected, rtol=0, atol=1e-5)
+        first = getattr(theirs, "vqvae", None) or theirs.vae
+        torch.testing.assert_close(model.first_stage.decode(z), first.decode(z).sample, rtol=1e-5, atol=2e-5)
+    assert model.diffusion.schedule == VariancePreserving(end=0.0155)
+
+
+def test_diffusers_super_resolution_is_told_the_small_picture(tmp_path):
+    theirs = pipeline("LDMSuperResolutionPipeline", tmp_path, replace(UNET, concat=3))
+    model, low = load_diffusers(tmp_path / "theirs"), torch.rand(2, 3, 6, 8) * 2 - 1
+    assert (model.conditioner.config.factor, model.conditioner.config.f) == (2, 2)
+    concat = model.conditioner({"low": low}).concat
+    assert torch.equal(concat, low)
+    assert_the_same_parts(model, theirs, concat=concat)
+    write(tmp_path / "theirs/unet/config.json", read(tmp_path / "parts/unet/config.json") | {"in_channels": 7})
+    with pytest.raises(InputError, match=r"conv_in.weight is \(128, 6, 3, 3\); \(128, 7, 3, 3\) is needed"):
+        load_diffusers(tmp_path / "theirs")
+    save_diffusers(denoiser(replace(UNET, concat=2)), tmp_path / "theirs/unet")
+    said = r"LDMSuperResolutionPipeline needs \{'concat': 3\} of it, and it has \{'concat': 2\}"
+    with pytest.raises(InputError, match=said):
+        load_diffusers(tmp_path / "theirs")
+
+
+def test_diffusers_text_to_image_is_told_by_its_own_encoder_and_words(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ntwo\npines\ndawn\n")
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    config = {"vocab_size": 8, "max_position_embeddings": 9, "encoder_layers": 2, "encoder_ffn_dim": 96, "head_dim": 7}
+    torch.manual_seed(0)
+    bert = LDMBertModel(LDMBertConfig(**config, encoder_attention_heads=2, d_model=24, init_std=0.3)).eval()
+    unet = replace(UNET, head_channels=None, heads=2, context=24)
+    theirs = pipeline("LDMTextToImagePipeline", tmp_path, unet, bert=bert, tokenizer=tokenizer)
+    model = load_diffusers(tmp_path / "theirs")
+    captions = ["two pines", ""]
+    ids = tokenizer(captions, padding="max_length", max_length=9, truncation=True, return_tensors="pt").input_ids
+    context = model.conditioner({"caption": captions}).context
+    torch.testing.assert_close(context, bert(ids)[0], rtol=0, atol=1e-5)
+    assert_the_same_parts(model, theirs, context=context.detach())
+    model.save(tmp_path / "ours")
+    assert_same_model(LatentDiffusion.load(tmp_path / "ours"), model)
+
+
+def test_stable_diffusion_s_folder_is_told_by_the_encoder_in_it(clip, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    encoder, words = transformers.CLIPTextModel.from_pretrained(clip), transformers.CLIPTokenizer.from_pretrained(clip)
+    unet = replace(UNET, head_channels=None, heads=2, context=12)
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    theirs = pipeline("StableDiffusionPipeline", tmp_path, unet, text_encoder=encoder, tokenizer=words, **none)
+    model, captions = load_diffusers(tmp_path / "theirs"), ["abc", ""]
+    ids = words(captions, padding="max_length", max_length=9, truncation=True, return_tensors="pt").input_ids
+    context = model.conditioner({"caption": captions}).context
+    torch.testing.assert_close(context, encoder(ids).last_hidden_state, rtol=0, atol=1e-5)
+    assert_the_same_parts(model, theirs, context=context.detach())
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
