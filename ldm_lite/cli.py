@@ -557,6 +557,7 @@ class EvaluateConfig:
     seed: int = 0
     fid: int = 0  # instead of all that: so many samples against the whole training set, by the papers' protocol
     features: str = "inception"  # of the protocol: the network that looks; or scenes
+    weights: Path | None = None  # of the protocol: the file of that network's weights, in place of what is downloaded
     sampler: str = "ddim"  # of the protocol
     grid: str = "uniform"  # of the protocol: the sampler's times
     eta: float = 0.0  # of the protocol, for ddim: 0 is DDIM, 1 is DDPM; ldm-lite budget says which was published
@@ -698,7 +699,7 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     s = settings
     protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid, s.eta)  # type: ignore[arg-type]
     chosen = data if s.count is None else replace(data, count=s.count)
-    return measured(model, dataset(chosen), protocol, s.keep or kept(name))
+    return measured(model, dataset(chosen), protocol, s.keep or kept(name), s.weights)
 
 
 @dataclass(frozen=True)

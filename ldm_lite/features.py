@@ -5,7 +5,9 @@ Features("vgg16") are the field's networks for photographs and are downloaded on
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -168,7 +170,8 @@ def _vgg16_weights(path: Path | None) -> dict[str, Tensor]:
     if path is None:
         from torchvision.models import VGG16_Weights
 
-        state = _fetched("vgg16", lambda: VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
+        known = VGG16_Weights.IMAGENET1K_V1
+        state = _fetched("vgg16", lambda: known.get_state_dict(progress=True, check_hash=True), _kept(known.url))
     else:
         state = _read(path)
     return {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
@@ -178,26 +181,39 @@ def strictly(module: nn.Module, state: dict[str, Tensor], path: Path | None) -> 
     try:
         module.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise InputError(f"{path}: weights of another network ({str(error).splitlines()[1].strip()[:80]})") from None
+        raise _foreign(path, error) from None
+
+
+def _foreign(path: Path | None, error: RuntimeError) -> InputError:
+    return InputError(f"{path}: weights of another network ({str(error).splitlines()[1].strip()[:80]})")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """A state dict of plain tensors. No code in the file is run. InputError for anything else."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of what is refused a line later
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:
         raise InputError(f"{path}: not a file of weights ({str(error).splitlines()[0][:80]})") from None
 
 
-def _fetched(name: str, fetch: Any) -> Any:
+def _kept(url: str) -> Path:
+    """Where torch keeps what it fetches."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
+def _fetched(name: str, fetch: Any, path: Path) -> Any:
+    """What `fetch` gives, which leaves it at `path`. InputError where it cannot be had, or is another file."""
     try:
         return fetch()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch raises the latter for a wrong hash
+        what = "came as another file than it is" if isinstance(error, RuntimeError) else "could not be downloaded"
         raise InputError(
-            f"{name}: its weights could not be downloaded ({error}); give their file with weights=, "
-            'or use "scenes", which ships with the package'
+            f"{name}: its weights {what} ({error}); put their file at {path}, give it with weights= "
+            '(ldm-lite evaluate: --weights), or use "scenes", which ships with the package'
         ) from None
 
 
@@ -211,12 +227,17 @@ class Inception(nn.Module):
         except ImportError:
             raise InputError("inception needs torch-fidelity: pip install ldm-lite[eval]") from None
         if weights is None:
-            weights = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+            weights = _kept(URL_INCEPTION_V3)
             if not weights.exists():
                 weights.parent.mkdir(parents=True, exist_ok=True)
-                _fetched("inception", lambda: torch.hub.download_url_to_file(URL_INCEPTION_V3, str(weights)))
+                settings = {"hash_prefix": weights.stem.rsplit("-", 1)[1]}
+                fetch = partial(torch.hub.download_url_to_file, URL_INCEPTION_V3, str(weights), **settings)
+                _fetched("inception", fetch, weights)
         _read(weights)  # torch-fidelity would run code in the file; what is read here has none
-        self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(weights))
+        try:
+            self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(weights))
+        except RuntimeError as error:
+            raise _foreign(weights, error) from None
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         # truncated as the original's pictures are when they are saved: ((x + 1) 127.5) to uint8

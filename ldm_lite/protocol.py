@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import processes
 from .conditioners import Labels, Unconditional
@@ -55,17 +55,21 @@ class Protocol:
             raise InputError(f"samples: {self.samples} are fewer than the ten parts of an inception score")
 
 
-def measured(model: LatentDiffusion, images: Any, protocol: Protocol, folder: str | Path) -> dict[str, Any]:
+def measured(
+    model: LatentDiffusion, images: Any, protocol: Protocol, folder: str | Path, looks: str | Path | None = None
+) -> dict[str, Any]:
     """FID, KID, precision, recall and inception score of a model's samples against all of a dataset's images.
 
-    Labels are the model's classes in turn. folder: what is done already is taken from there. On every rank the same.
+    Labels are the model's classes in turn. folder: what is done already is taken from there. looks: the file of the
+    network's weights, in place of what is downloaded. On every rank the same.
     InputError for a model that is told something else, an empty dataset, and a folder that cannot be written."""
     told = model.conditioner
     if not isinstance(told, (Labels, Unconditional)):
         raise InputError(f"evaluate: {type(told).__name__}: FID by this protocol is for classes, or for none")
     if not len(images):
         raise InputError("the dataset is empty")
-    folder, network = Path(folder), Features(protocol.features).to(device())
+    folder, network = Path(folder), Features(protocol.features, looks).to(device())
+    named = f"{protocol.features} {digest(network)}" if looks is not None else protocol.features
 
     def real(rows: range) -> Tensor:
         return Drawn(images).__getitems__([(row, 0) for row in rows])["image"]
@@ -78,9 +82,9 @@ def measured(model: LatentDiffusion, images: Any, protocol: Protocol, folder: st
         with autocast(model.device, precision("auto", model.device)):
             return model.sample(batch, n=len(rows), first=rows.start, **settings, **own)
 
-    seen = f"{protocol.features} {len(images)} {identity(images)}"
+    seen = f"{named} {len(images)} {identity(images)}"
     theirs = Seen(folder, "real", seen, len(images), network, real)
-    ours = Seen(folder, "fake", f"{asdict(protocol)} {weights(model)}", protocol.samples, network, fake)
+    ours = Seen(folder, "fake", f"{named} {asdict(protocol)} {weights(model)}", protocol.samples, network, fake)
     theirs.look("the dataset")
     ours.look("samples")
 
@@ -186,8 +190,13 @@ def split(rows: range, size: int) -> Sequence[range]:
 
 def weights(model: LatentDiffusion) -> str:
     """A word for the model's weights and settings."""
-    digest = hashlib.sha256(f"{model.diffusion} {model.conditioner.config}".encode())
-    for name, value in model.state_dict().items():
+    return digest(model, f"{model.diffusion} {model.conditioner.config}")
+
+
+def digest(module: nn.Module, settings: str = "") -> str:
+    """A word for a module's tensors, and for settings that are in none."""
+    digest = hashlib.sha256(settings.encode())
+    for name, value in module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

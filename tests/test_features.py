@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -165,8 +168,9 @@ def test_missing_and_foreign_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"absent.pth: no such file"):
         Features("vgg16", tmp_path / "absent.pth")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"other.pth: weights of another network"):
-        Features("vgg16", tmp_path / "other.pth")
+    for name in ("vgg16", "inception"):
+        with pytest.raises(InputError, match=r"other.pth: weights of another network"):
+            Features(name, tmp_path / "other.pth")
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):
@@ -176,8 +180,35 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(VGG16_Weights, "get_state_dict", fails)
-    with pytest.raises(InputError, match=r"vgg16: its weights could not be downloaded \(no network\); give"):
+    said = (
+        r"vgg16: its weights could not be downloaded \(no network\); put their file at .*vgg16-397923af.pth, give it "
+    )
+    with pytest.raises(InputError, match=rf"{said}with weights= \(ldm-lite evaluate: --weights\), or use"):
         Features("vgg16")
+
+
+@pytest.mark.parametrize("name", ["vgg16", "inception"])
+def test_another_file_than_the_one_whose_hash_is_in_its_name_is_refused_and_not_kept(name, tmp_path, monkeypatch):
+    pytest.importorskip("torch_fidelity")
+    (tmp_path / "other.pth").write_bytes(b"another file")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    fetch = torch.hub.download_url_to_file
+
+    def another(url, path, *settings, **more):
+        fetch((tmp_path / "other.pth").as_uri(), path, *settings, **more)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", another)
+    with pytest.raises(InputError, match=rf"^{name}: its weights came as another file than it is \(invalid hash value"):
+        Features(name)
+    assert not list((tmp_path / "torch").rglob("*.pth"))
+
+
+def test_a_plain_pickle_of_weights_is_refused_without_a_warning(tmp_path):
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"features.0.weight": [1.0]}, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=r"plain.pth: not a file of weights"):
+            Features("vgg16", tmp_path / "plain.pth")
 
 
 def test_only_the_scene_reader_reads_scenes(tmp_path):

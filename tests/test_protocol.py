@@ -15,6 +15,7 @@ from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError, to_dict, write
 from ldm_lite.data import Scenes
 from ldm_lite.features import Features
+from ldm_lite.latent import store
 from ldm_lite.metrics import fid, inception_score, kid, precision_recall
 from ldm_lite.presets import DataConfig
 from ldm_lite.protocol import Protocol, measured
@@ -193,6 +194,21 @@ def test_shipped_weights_are_compared_with_the_scenes_and_a_model_whose_data_are
         assert capsys.readouterr().err == said
     assert cli.main(["evaluate", "other", *PROTOCOL, "--data", "mine", "--size", "16"]) == 0
     assert (landscapes / "other-fid").is_dir()
+
+
+def test_the_network_s_weights_are_those_of_the_file_that_is_given(landscapes, capsys):
+    a_run(landscapes / "one", path="mine", size=16)
+    network = Features("scenes").network
+    found = []
+    for amount in (0.0, 0.0, 0.5):
+        with torch.no_grad():
+            network.down[0][0][0].weight.add_(amount)
+        store(network, landscapes / "looks")
+        assert cli.main(["evaluate", "one", *PROTOCOL, "--weights", "looks"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["fid"])
+    assert found[0] == found[1] != found[2]  # what other weights saw is not used
+    assert cli.main(["evaluate", "one", *PROTOCOL, "--weights", "nowhere"]) == 2
+    assert "nowhere/config.json: no such file" in capsys.readouterr().err
 
 
 def test_a_preset_s_name_is_its_run_once_it_is_trained(landscapes, capsys):
