@@ -2,13 +2,13 @@
 
     with recorded(model.denoiser) as maps:
         images = model.sample({"caption": [caption]}, guidance=4.0)
-    where = maps.mean(16)[-1][..., model.conditioner.places(caption, "house")].sum(-1)     # (16, 16)
+    where = maps.mean(16)[0, ..., model.conditioner.places(caption, "house")].sum(-1)     # (16, 16)
 
 Nothing is computed or kept outside the `with`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -24,11 +24,23 @@ from .layers import SpatialTransformer
 
 class Maps:
     """calls[i]: what each layer's cross-attention looked at in the i-th call of the denoiser, (B, h, w, L) on the CPU:
-    for each place of the map how its attention, a mean over the heads, is shared among the L tokens. Guidance asks for
-    both halves at once: the rows that are told something are the last."""
+    for each place of the map how its attention, a mean over the heads, is shared among the L tokens. Of what a model's
+    `sample` draws, all its samples are one call, in whatever batches they are drawn, and guidance's other half is left
+    out: B is how many there are."""
 
     def __init__(self) -> None:
         self.calls: list[list[Tensor]] = []
+
+    def joined(self, denoiser: Callable[..., Tensor], rows: int) -> Callable[..., Tensor]:
+        """The denoiser, of which the calls that one call of it makes are recorded as one, by their last rows alone."""
+
+        def called(*inputs: Any) -> Tensor:
+            first = len(self.calls)
+            output = denoiser(*inputs)
+            self.calls[first:] = [[torch.cat(parts)[-rows:] for parts in zip(*self.calls[first:])]]
+            return output
+
+        return called
 
     def mean(self, side: int | tuple[int, int], calls: slice = slice(None), least: int = 1) -> Tensor:
         """(B, side, side, L): over the layers and some of the calls, each map at this size. InputError without any.
@@ -51,6 +63,8 @@ def recorded(denoiser: nn.Module) -> Iterator[Maps]:
     """Records the cross-attention of a UNet's calls."""
     maps = Maps()
     with ExitStack() as undo:
+        denoiser.recording = maps
+        undo.callback(delattr, denoiser, "recording")
 
         def hook(module: nn.Module, before: Any) -> None:
             undo.callback(module.register_forward_pre_hook(before).remove)

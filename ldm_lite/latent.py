@@ -179,6 +179,10 @@ class LatentDiffusion(nn.Module):
         if blank is None:
             guidance = 1.0  # both halves would be the same
         denoiser = self.denoiser if batch_size is None else parted(self.denoiser, batch_size)
+        if (maps := getattr(self.denoiser, "recording", None)) is not None:
+            if cut is not None:
+                raise InputError("window: attention maps are recorded of whole pictures; draw them without windows")
+            denoiser = maps.joined(denoiser, n)
         if cut is not None:
             denoiser = windowed(denoiser, *cut)
         predict = samplers.predictor(denoiser, self.diffusion, told, several or blank, guidance, rescale, interval)

@@ -8,7 +8,9 @@ from tiny import UNET, latent_diffusion
 
 from ldm_lite.attention import recorded
 from ldm_lite.condition import Condition
+from ldm_lite.conditioners import Text, TextConfig
 from ldm_lite.config import InputError
+from ldm_lite.latent import LatentDiffusion, Noise
 from ldm_lite.layers import CrossAttention
 from ldm_lite.unet import UNet
 
@@ -56,13 +58,54 @@ def test_nothing_is_recorded_afterwards_even_after_an_error():
     assert maps.calls == [] and all(m.watch is None for m in unet.modules() if isinstance(m, CrossAttention))
 
 
-def test_a_model_draws_the_same_while_it_is_recorded_and_the_told_rows_are_the_last():
+def test_a_model_draws_the_same_while_it_is_recorded_and_the_rows_that_are_told_are_kept():
     model = latent_diffusion(CONFIG, "context").eval()
     told = {"label": torch.tensor([0, 2])}
     plain = model.sample(told, steps=3, size=(8, 12), guidance=2.0)
     with recorded(model.denoiser) as maps:
         assert torch.equal(model.sample(told, steps=3, size=(8, 12), guidance=2.0), plain)
-    assert len(maps.calls) == 3 and maps.mean(4).shape == (4, 4, 4, 1)
+    assert len(maps.calls) == 3 and maps.mean(4).shape == (2, 4, 4, 1)
+
+
+def captioned() -> LatentDiffusion:
+    """A model that reads captions, of five tokens."""
+    torch.manual_seed(0)
+    whole = latent_diffusion(CONFIG, "context")
+    text = Text(TextConfig(width=6, depth=1, heads=2, head_channels=3, length=5))
+    return LatentDiffusion(whole.first_stage, whole.denoiser, whole.diffusion, text).eval()
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 2}, {"batch_size": 4}, {"sampler": "heun"}])
+def test_maps_are_of_the_told_rows_in_whatever_batches_they_are_drawn(settings):
+    model, told = captioned(), {"caption": ["pines", "a sea", "fog"]}
+    settings = {"steps": 3, "size": (8, 12), "guidance": 4.0} | settings
+    with recorded(model.denoiser) as maps:
+        model.sample(told, **(settings | {"batch_size": 64}))
+    with recorded(model.denoiser) as parted:
+        model.sample(told, **settings)
+    assert len(parted.calls) == len(maps.calls) and parted.mean(4).shape == (3, 4, 4, 5)
+    torch.testing.assert_close(parted.mean(4), maps.mean(4))
+    with recorded(model.denoiser) as alone:  # row by row they are what a plain call gives
+        cond, clock = (
+            model.conditioner(told),
+            torch.full((3,), float(model.diffusion.schedule.clock(torch.tensor(1.0)))),
+        )
+        model.denoiser(Noise(0, (3, 2, 4, 6))(torch.empty(0)), clock, cond)
+    torch.testing.assert_close(alone.mean(4), parted.mean(4, slice(1)))
+
+
+def test_maps_outside_the_interval_of_guidance_are_of_the_same_rows():
+    model, told = captioned(), {"caption": ["pines", "a sea"]}
+    with recorded(model.denoiser) as maps:
+        model.sample(told, steps=5, size=(8, 12), guidance=4.0, interval=(0.3, 0.7))
+    assert len(maps.calls) == 5 and maps.mean(4).shape == (2, 4, 4, 5)
+
+
+def test_windows_are_not_recorded_as_if_they_were_the_picture():
+    model = captioned()
+    with recorded(model.denoiser), pytest.raises(InputError, match=r"^window: attention maps are recorded of whole"):
+        model.sample({"caption": ["pines"]}, steps=1, size=16, window=8)
+    assert model.sample({"caption": ["pines"]}, steps=1, size=16, window=8).shape == (1, 3, 16, 16)
 
 
 def test_no_maps_are_said_to_be_none():
