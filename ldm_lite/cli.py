@@ -363,7 +363,7 @@ class SampleConfig:
 
 
 def sample(arguments: list[str]) -> None:
-    from .inputs import writable
+    from .inputs import apart, writable
     from .latent import SAMPLERS, LatentDiffusion
     from .samplers import grid
 
@@ -372,6 +372,7 @@ def sample(arguments: list[str]) -> None:
     settings = options(SampleConfig, SampleConfig(), rest, "ldm-lite sample MODEL", sample_help(names))
     if settings.sampler not in SAMPLERS:
         raise suggest(settings.sampler, SAMPLERS, "sampler")
+    apart([settings.output], [settings.map] if settings.map else [])
     writable(settings.output)
     model = LatentDiffusion.load(names[0])
     told, negative = conditions(model, settings, names[0])
@@ -466,18 +467,19 @@ class EditConfig:
 
 def upscale(arguments: list[str]) -> None:
     from .editing import upscaled
-    from .inputs import colours, pairs
+    from .inputs import colours, pairs, ready
 
     names, rest = taken(arguments, "ldm-lite upscale", "a model, a picture or a folder, and where to write", 3)
     about = "Larger pictures from small ones of any size; larger ones than the model learned from go by windows."
     settings = options(EditConfig, EditConfig(), rest, "ldm-lite upscale MODEL IN OUT", about)
     files = pairs(Path(names[1]), Path(names[2]))
+    ready(files)
     edited(names[0], files, settings, lambda model, path, own: upscaled(model, colours(path), **own))
 
 
 def inpaint(arguments: list[str]) -> None:
     from .editing import inpainted
-    from .inputs import black_or_white, colours, pairs
+    from .inputs import black_or_white, colours, mask_of, pairs, ready
 
     what = "a model, a picture, its mask (or two folders with the same names) and where to write"
     names, rest = taken(arguments, "ldm-lite inpaint", what, 4)
@@ -487,7 +489,9 @@ def inpaint(arguments: list[str]) -> None:
     if image.is_dir() != masks.is_dir():
         raise InputError(f"{masks}: a folder of masks goes with a folder of pictures, and a file with a file")
     files = pairs(image, Path(names[3]))
-    mask = {path: black_or_white(path, masks) for path, _ in files}
+    found = {path: mask_of(path, masks) for path, _ in files}
+    ready(files, list(found.values()), lossless=True)
+    mask = {path: black_or_white(found[path], path) for path in found}
     edited(names[0], files, settings, lambda model, path, own: inpainted(model, colours(path), mask[path], **own))
 
 

@@ -4,6 +4,7 @@ Each is read whole and checked before a model does any work."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,12 @@ def segment_map(conditioner: SemanticMap, path: Path | None) -> Tensor:
     return segments
 
 
-def opened(path: Path) -> Any:
-    """A picture, decoded and upright. InputError when it is none."""
+def opened(path: Path, decoded: bool = True) -> Any:
+    """A picture, decoded and upright, or with its header alone. InputError when it is none."""
     try:
         picture = Image.open(path)
+        if not decoded:
+            return picture
         picture.load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -69,19 +72,23 @@ def opened(path: Path) -> Any:
     return upright(picture)
 
 
-def colours(path: Path) -> Tensor:
-    """(1, 3, H, W) in [-1, 1] of a picture. InputError for one with an alpha channel, whose colours are not certain."""
-    picture = opened(path)
+def opaque(path: Path, decoded: bool = True) -> Any:
+    """A picture as `opened` has it. InputError for one with an alpha channel, whose colours are not certain."""
+    picture = opened(path, decoded)
     if picture.has_transparency_data:
         raise InputError(f"{path}: has an alpha channel; save it without, on the background that it should have")
-    pixels = np.array(rgb(picture))
+    return picture
+
+
+def colours(path: Path) -> Tensor:
+    """(1, 3, H, W) in [-1, 1] of a picture. InputError for one with an alpha channel."""
+    pixels = np.array(rgb(opaque(path)))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """Which picture goes where: one to one, or the pictures in a folder to the same names in another, as .png."""
     if not source.is_dir():
-        writable(target)
         return [(source, target)]
     files = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
@@ -93,32 +100,57 @@ def pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     for path, to in found:
         if names.count(to) > 1:
             raise InputError(f"{path}: another picture there has this name too, and both would be {to}")
-        if to.resolve() == path.resolve():
-            raise InputError(f"{to}: would be overwritten; give another folder")
     return found
 
 
-def black_or_white(path: Path, masks: Path) -> Tensor:
+def ready(files: Sequence[tuple[Path, Path]], others: Sequence[Path] = (), lossless: bool = False) -> None:
+    """InputError, before any work, for a picture whose header is not one that can be taken, and for a target that is
+    read itself, as a picture or as one of the others, or that cannot be written."""
+    apart([to for _, to in files], [*others, *(path for path, _ in files)])
+    for path, _ in files:
+        opaque(path, decoded=False)
+    for _, to in files:
+        writable(to, lossless)
+
+
+def apart(targets: Sequence[Path], read: Sequence[Path]) -> None:
+    """InputError for a target that is one of the files that are read."""
+    known = {path.resolve() for path in read}
+    for to in targets:
+        if to.resolve() in known:
+            raise InputError(f"{to}: is read, and would be overwritten; give another place")
+
+
+def mask_of(path: Path, masks: Path) -> Path:
+    """The file of a picture's mask: the one there is, or the one with its name in a folder. InputError without one."""
+    if not masks.is_dir():
+        return masks
+    found = next((m for m in sorted(masks.iterdir()) if m.stem == path.stem and m.suffix.lower() in PICTURES), None)
+    if found is None:
+        raise InputError(f"{masks}: holds no mask for {path.name}; name it {path.stem}.png")
+    return found
+
+
+def black_or_white(mask: Path, path: Path) -> Tensor:
     """(1, 1, H, W) the mask of a picture, 1 where it is white. InputError for other values and another size."""
-    mine = masks
-    if masks.is_dir():
-        mine = next((m for m in sorted(masks.iterdir()) if m.stem == path.stem and m.suffix.lower() in PICTURES), None)
-        if mine is None:
-            raise InputError(f"{masks}: holds no mask for {path.name}; name it {path.stem}.png")
-    mask, picture = opened(mine), opened(path)
-    if mask.size != picture.size:
-        sizes = " and ".join(f"{w} x {h}" for w, h in (mask.size, picture.size))
-        raise InputError(f"{mine}: is of another size than its picture ({sizes})")
-    values = np.array(mask.convert("L"))
+    given, picture = opaque(mask), opened(path)
+    if given.size != picture.size:
+        sizes = " and ".join(f"{w} x {h}" for w, h in (given.size, picture.size))
+        raise InputError(f"{mask}: is of another size than its picture ({sizes})")
+    values = np.array(given.convert("L"))
     if not np.isin(values, (0, 255)).all():
-        raise InputError(f"{mine}: has greys; make it black (draw anew) and white (keep), such as a .png without blur")
+        raise InputError(f"{mask}: has greys; make it black (draw anew) and white (keep), such as a .png without blur")
     return torch.from_numpy(values == 255)[None, None].float()
 
 
-def writable(path: Path) -> None:
-    """InputError, before any work, when a picture cannot be written there."""
+def writable(path: Path, lossless: bool = False) -> None:
+    """InputError, before any work, when a picture cannot be written there; lossless: exactly as it is."""
+    if lossless and path.suffix.lower() != ".png":
+        raise InputError(f"output: {path} is not a .png file; others change what is kept")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"output: {path} is not a .png, .jpg or .webp file")
+    if path.is_dir():
+        raise InputError(f"output: {path} is a folder")
     held = whole(path)
     held.__enter__().unlink()
 

@@ -55,11 +55,22 @@ def here(monkeypatch, tmp_path):
     picture = random.integers(0, 256, (18, 22, 3), np.uint8)
     Image.fromarray(picture).save("a.png")
     Image.fromarray(picture).convert("RGBA").save("clear.png")
+    (tmp_path / "mixed").mkdir()
+    Image.fromarray(picture[:4, :4]).save("mixed/0.png")
+    Image.fromarray(picture).convert("RGBA").save("mixed/1.png")
+    (tmp_path / "mixed-out").mkdir()
+    Image.fromarray(picture).save("mixed-out/0.png")
     Image.fromarray(picture[:5, :4]).save("small.png")
     keep = np.full((18, 22), 255, np.uint8)
     keep[3:9, 10:] = 0
     Image.fromarray(keep).save("keep.png")
     Image.fromarray(keep // 2).save("grey.png")
+    Image.fromarray(np.stack([0 * keep] * 3 + [keep], 2)).save("hole.png")  # black, and the hole is transparent
+    for folder, array in (("pics", picture), ("holes", keep)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(f"{folder}/0.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("keep.png")
     Image.fromarray(keep[:-1]).save("short.png")
     Image.fromarray(np.arange(16 * 24, dtype=np.uint8).reshape(16, 24) % 2).save("map.png")
     Image.fromarray(np.full((16, 24), 2, np.uint8)).save("unknown.png")
@@ -254,10 +265,21 @@ def test_sample_help_says_what_each_model_can_be_told(capsys):
         (["upscale", "larger", "nowhere.png", "b.png"], "nowhere.png: no such file"),
         (["upscale", "larger", "a.png", "b.txt"], "b.txt is not a .png, .jpg or .webp file"),
         (["upscale", "larger", "text", "b"], "text: holds no pictures"),
-        (["upscale", "larger", ".", "."], "would be overwritten; give another folder"),
+        (["upscale", "larger", ".", "."], "would be overwritten; give another place"),
+        (["upscale", "larger", "a.png", "pics/../a.png"], "pics/../a.png: is read, and would be overwritten"),
+        (["upscale", "larger", "mixed", "mixed-out"], "mixed/1.png: has an alpha channel; save it without"),
+        (["upscale", "larger", "a.png", "keep.png/b.png"], "keep.png/b.png: cannot be written"),
+        (["upscale", "larger", "a.png", "folder.png"], "output: folder.png is a folder"),
+        (["sample", "map", "--map", "map.png", "-o", "map.png"], "map.png: is read, and would be overwritten"),
         (["upscale", "larger", "small.png", "b.png", "--window", "10"], "window: 10 is not a multiple of 4"),
         (["inpaint", "hole", "a.png", "keep.png"], "ldm-lite inpaint needs a model, a picture, its mask"),
         (["inpaint", "hole", "a.png", "grey.png", "b.png"], "grey.png: has greys; make it black"),
+        (["inpaint", "hole", "a.png", "hole.png", "b.png"], "hole.png: has an alpha channel; save it without"),
+        (["inpaint", "hole", "a.png", "keep.png", "keep.png"], "keep.png: is read, and would be overwritten"),
+        (["inpaint", "hole", "a.png", "keep.png", "link.png"], "link.png: is read, and would be overwritten"),
+        (["inpaint", "hole", "pics", "holes", "holes"], "holes/0.png: is read, and would be overwritten"),
+        (["inpaint", "hole", "a.png", "keep.png", "b.jpg"], "output: b.jpg is not a .png file"),
+        (["inpaint", "hole", "a.png", "keep.png", "b.webp"], "output: b.webp is not a .png file"),
         (["inpaint", "hole", "a.png", "short.png", "b.png"], "short.png: is of another size than its picture (22 x 17"),
         (["inpaint", "hole", "a.png", ".", "b.png"], "a folder of masks goes with a folder of pictures"),
         (["inpaint", "hole", "clear.png", "keep.png", "b.png"], "clear.png: has an alpha channel"),
