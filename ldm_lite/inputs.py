@@ -16,6 +16,7 @@ from torch import Tensor
 from .conditioners import Boxes, SemanticMap
 from .config import InputError, read, whole
 from .data.folder import SUFFIXES, Unreadable, rgb, upright
+from .data.notes import four
 from .training import save_picture
 
 PICTURES = (*SUFFIXES, ".bmp")
@@ -30,9 +31,8 @@ def layout(conditioner: Boxes, path: Path | None) -> tuple[Tensor, Tensor]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and {"kind", "box"} <= row.keys() for row in rows):
         raise InputError(f"{path}: is not a list such as {example}")
     for i, row in enumerate(rows):
-        good = isinstance(row["box"], list) and len(row["box"]) == 4
-        if not good or not all(isinstance(v, (int, float)) for v in row["box"]):
-            raise InputError(f"{path}: box number {i + 1} is not four numbers, x0 y0 x1 y1")
+        if not four(row["box"]):
+            raise InputError(f"{path}: box number {i + 1} is not four numbers, x0 y0 x1 y1, from 0 to 1")
     try:
         kinds = [conditioner.index(str(row["kind"])) for row in rows]
         boxes = torch.tensor([row["box"] for row in rows], dtype=torch.float32).reshape(-1, 4)

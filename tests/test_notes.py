@@ -182,6 +182,12 @@ def test_the_identity_changes_with_the_notes_and_with_a_map(tmp_path):
         ('{"file_name": "a.png", "objects": {"bbox": [[0, 0, 5, 5]], "categories": []}}', "two lists of one length"),
         ('{"file_name": "a.png", "objects": {"bbox": [[9, 9, 5, 0]], "categories": [1]}}', "box number 1 is not"),
         ('{"file_name": "a.png", "objects": {"bbox": [[9, 9, 5]], "categories": [1]}}', "box number 1 is not"),
+        ('{"file_name": "a.png", "objects": {"bbox": [[9, 9, 5, true]], "categories": [1]}}', "box number 1 is not"),
+        ('{"file_name": "a.png", "objects": {"bbox": [[9, 9, 5, NaN]], "categories": [1]}}', "box number 1 is not"),
+        (
+            f'{{"file_name": "a.png", "objects": {{"bbox": [[9, 9, 5, {10**400}]], "categories": [1]}}}}',
+            "box number 1 is not",
+        ),
         ('{"file_name": "a.png", "segmentation_file_name": "maps/x.png"}', "maps/x.png: no such file"),
         ('{"file_name": "a.png"}\n{"file_name": "a.png"}', "line 2: a.png is named twice"),
         ("\n", "names no picture"),

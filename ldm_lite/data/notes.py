@@ -140,12 +140,16 @@ def objects(row: Any) -> tuple[Tensor, tuple[str, ...]]:
     if not isinstance(boxes, list) or not isinstance(kinds, list) or len(boxes) != len(kinds):
         raise InputError("objects: bbox and categories are not two lists of one length")
     for i, box in enumerate(boxes):
-        four = isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
-        if not four or box[2] <= 0 or box[3] <= 0:
+        if not four(box) or box[2] <= 0 or box[3] <= 0:
             raise InputError(f"objects: box number {i + 1} is not x, y, width, height with sides above 0")
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     return corners, tuple(map(str, kinds))
+
+
+def four(box: Any) -> bool:
+    """Whether it is a list of four numbers that a picture's could be: JSON has larger ones than there are floats."""
+    return isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < 1e9 for v in box)
 
 
 def in_square(boxes: Tensor, whole: tuple[int, int], place: float, flip: bool) -> tuple[Tensor, Tensor]:
