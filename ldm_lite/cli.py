@@ -339,7 +339,7 @@ class SampleConfig:
     map: Path | None = None  # a picture whose pixels are numbers of segments
     n: int = 16  # pictures; also -n
     steps: int = 30  # of the sampler
-    guidance: float = 2.0  # 1 is none
+    guidance: tuple[float, ...] = (2.0,)  # 1 is none; or a scale for each thing that the model is told, in order
     rescale: float = 0.0  # how much of the contrast that guidance adds is taken back, 0 to 1
     interval: tuple[float, float] = (0.0, 1.0)  # the times at which guidance acts; 1 is noise
     sampler: str = "ddim"  # or heun, dpm_solver, plms
@@ -353,6 +353,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         one_or_more(n=self.n, steps=self.steps)
+        if not self.guidance:
+            raise InputError("guidance: give one scale, or one for each thing that the model is told")
         for name in ("window", "columns"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
@@ -390,7 +392,8 @@ def sample(arguments: list[str]) -> None:
     model = model.to(device())
     drawn = tuple(told["segmentation"].shape[1:]) if "segmentation" in told else (trained_size(names[0]),) * 2
     size = (settings.size * 2)[:2] or drawn
-    guidance = settings.guidance if guided else 1.0
+    scales = settings.guidance if guided else (1.0,)
+    guidance = scales[0] if len(scales) == 1 else scales
     more: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
     more |= {"window": settings.window} if settings.window else {}
     with autocast(model.device, precision("auto", model.device)):
@@ -402,7 +405,7 @@ def sample(arguments: list[str]) -> None:
         )  # fmt: skip
     columns = settings.columns or min(8, max(1, round(settings.n**0.5 * 1.3)))
     save_grid(images, settings.output, columns)
-    print(f"{settings.output}: {settings.n} samples, {steps} steps, guidance {guidance:g}")
+    print(f"{settings.output}: {settings.n} samples, {steps} steps, guidance {' '.join(f'{g:g}' for g in scales)}")
 
 
 def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -551,15 +551,15 @@ class Together(Conditioner):
             batch = part.dropped(batch, share)
         return batch
 
-    def without(self, batch: Batch) -> list[Batch]:
+    def without(self, batch: Batch, blank: Batch | None = None) -> list[Batch]:
         """The batch without any condition, then with the first that can be left out, the first two, and so on, but not
-        all: what scales for each are measured from."""
+        all: what scales for each are measured from. blank: the batch without any, or what takes its place."""
+        blank = self.blank(batch) if blank is None else blank
         some = [part for part in self.parts if part.blank(batch) is not batch]
-        rows = []
-        for i in range(len(some)):
-            rows.append(batch)
-            for part in some[i:]:
-                rows[-1] = part.blank(rows[-1])
+        rows = [blank] if some else []
+        for i in range(1, len(some)):
+            keys = {key for part in some[i:] for key in part.keys}
+            rows.append(batch | {k: v for k, v in blank.items() if k.removesuffix("_z") in keys})
         return rows
 
 

@@ -95,18 +95,32 @@ class LatentDiffusion(nn.Module):
         """(told, blank): the two halves of guidance. negative: takes the place of the blank, in what it holds.
 
         blank is None for a model whose conditions cannot be left out."""
-        batch = self.encoded(moved(batch, self.device))
-        blank = self.conditioner.blank(batch)
-        if negative is not None:
-            kept = {k: v for k, v in blank.items() if k.removesuffix("_z") not in negative}
-            blank = self.encoded(kept | moved(negative, self.device))
+        batch, blank = self.halves(batch, negative)
         return self.conditioner(batch), None if blank is batch else self.conditioner(blank)
 
-    def without(self, batch: Batch) -> list[Condition]:
+    def without(self, batch: Batch, negative: Batch | None = None) -> list[Condition]:
         """For a scale for each condition: told nothing, told the first that can be left out, the first two, …"""
         if not isinstance(self.conditioner, Together):
             raise InputError("guidance: one scale is enough for one condition")
-        return [self.conditioner(some) for some in self.conditioner.without(self.encoded(moved(batch, self.device)))]
+        return [self.conditioner(some) for some in self.conditioner.without(*self.halves(batch, negative))]
+
+    def halves(self, batch: Batch, negative: Batch | None = None) -> tuple[Batch, Batch]:
+        """The batch, and what takes its place in the other half of guidance; a negative's single row is every row's.
+
+        InputError for a negative of another number of rows."""
+        batch = self.encoded(moved(batch, self.device))
+        blank = self.conditioner.blank(batch)
+        if negative is not None:
+            rows = next((len(batch[key]) for key in self.conditioner.keys if key in batch), 1)
+            for key, value in negative.items():
+                if len(value) not in (1, rows):
+                    raise InputError(
+                        f"negative: {len(value)} for {key}, and conditions for {rows}; give one, or {rows}"
+                    )
+            negative = {k: v if len(v) == rows else repeated(v, rows) for k, v in negative.items()}
+            kept = {k: v for k, v in blank.items() if k.removesuffix("_z") not in negative}
+            blank = self.encoded(kept | moved(negative, self.device))
+        return batch, blank
 
     @torch.no_grad()
     def trajectory(
@@ -135,13 +149,13 @@ class LatentDiffusion(nn.Module):
         batch: the conditions; its length, or n, is the number of samples. size: of the image in pixels, (H, W) or a
         square's side. seed: sample i depends on (seed, first + i) alone, not on how many are drawn with it: some of
         many can be drawn by themselves. guidance: one scale, or one for each condition that can be left out. negative:
-        what guidance leads away from in place of nothing, such as {"caption": […]}. wrap: around predict (keep_known).
-        grid: of `samplers.GRIDS` by its name, or the times themselves, which take the place of steps. start: z at the
-        grid's first time in place of noise (partly_noised); it says n and the size. rescale, interval: of guidance, see
-        `predictor`. batch_size: how many go through the denoiser at once, None is all. window: pixels; the denoiser
-        sees a larger picture in windows of this side that overlap by so many pixels, by default a quarter. own: the
-        sampler's arguments (eta). InputError for an unknown sampler, grid or argument, and for steps, n, a size, window
-        or start that cannot be."""
+        what guidance leads away from in place of nothing, such as {"caption": […]}, with one row or one for each
+        sample. wrap: around predict (keep_known). grid: of `samplers.GRIDS` by its name, or the times themselves, which
+        take the place of steps. start: z at the grid's first time in place of noise (partly_noised); it says n and the
+        size. rescale, interval: of guidance, see `predictor`. batch_size: how many go through the denoiser at once,
+        None is all. window: pixels; the denoiser sees a larger picture in windows of this side that overlap by so many
+        pixels, by default a quarter. own: the sampler's arguments (eta). InputError for an unknown sampler, grid or
+        argument, for steps, n, a size, window or start that cannot be, and for a negative without guidance."""
         name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "sampler")
         if isinstance(sampler, str):
             if sampler not in SAMPLERS:
@@ -169,8 +183,11 @@ class LatentDiffusion(nn.Module):
         unit = f if window is not None and min(side) >= window else self.unit  # the windows are what must be divisible
         if side[0] % unit or side[1] % unit or min(side) < unit:
             raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
+        scales = [guidance] if isinstance(guidance, (int, float)) else list(guidance)
+        if negative is not None and set(scales) == {1}:
+            raise InputError("negative: guidance 1 leads away from nothing; give a guidance above 1")
         told, blank = self.conditions(batch, negative)
-        several = self.without(batch) if not isinstance(guidance, (int, float)) else None
+        several = None if isinstance(guidance, (int, float)) else self.without(batch, negative)
         for tensor in told.open().values():
             if len(tensor) != n:
                 raise InputError(f"n: {n} samples are asked for, and conditions for {len(tensor)} are given")
@@ -253,6 +270,11 @@ class LatentDiffusion(nn.Module):
 def moved(batch: Mapping[str, Any], place: torch.device) -> Batch:
     """The batch with its tensors on a device."""
     return {k: v.to(place, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def repeated(row: Any, n: int) -> Any:
+    """One row, a tensor's or a list's, n times."""
+    return row.expand(n, *row.shape[1:]) if isinstance(row, Tensor) else list(row) * n
 
 
 def parted(denoiser: Callable[..., Tensor], rows: int) -> Callable[[Tensor, Tensor, Condition], Tensor]:

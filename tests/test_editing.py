@@ -13,9 +13,11 @@ from ldm_lite import cli
 from ldm_lite.conditioners import (
     BoxesConfig,
     InpaintingConfig,
+    LabelsConfig,
     LowResConfig,
     SemanticMapConfig,
     TextConfig,
+    TogetherConfig,
     build,
     widths,
 )
@@ -40,6 +42,7 @@ TOLD = {
     "layout": BoxesConfig(("house", "pine"), width=6, depth=1, heads=2, head_channels=3, most=2, grid=5),
     "map": SemanticMapConfig(("sky", "sea"), f=2),
     "larger": LowResConfig(4, 2),
+    "two": TogetherConfig((TEXT, LabelsConfig(("day", "night"), 6))),
     "hole": InpaintingConfig(channels=2, f=2),
 }
 
@@ -190,6 +193,16 @@ def test_a_prompt_is_what_the_model_is_told(here):
     assert drawn("--prompt", "a house", "--negative", "fog") != one
 
 
+def test_a_model_that_is_told_two_things_takes_a_scale_for_each(here, capsys):
+    def drawn(*scales: str) -> bytes:
+        line = ["sample", "two", "--prompt", "a house", "--label", "day", "-n", "1", "--steps", "2", "-o", "out.png"]
+        assert cli.main([*line, "--guidance", *scales]) == 0
+        assert capsys.readouterr().out.endswith(f"guidance {' '.join(scales)}\n")
+        return (here / "out.png").read_bytes()
+
+    assert drawn("3", "0.5") != drawn("3") != drawn("0.5", "3")
+
+
 def test_upscale_and_inpaint_take_a_picture_or_a_folder(here, capsys):
     assert cli.main(["upscale", "larger", "small.png", "large.png", "--steps", "2"]) == 0
     assert size("large.png") == (16, 20) and "large.png: 16 x 20" in capsys.readouterr().out
@@ -243,6 +256,12 @@ def test_sample_help_says_what_each_model_can_be_told(capsys):
         (["sample", "text", "--prompt", "a \udcff"], "prompt: has bytes that are no UTF-8 text"),
         (["sample", "text", "--label", "night"], "label: text is told by --prompt"),
         (["sample", "map", "--map", "map.png", "--negative", "fog"], "negative: map takes no words"),
+        (
+            ["sample", "text", "--prompt", "a", "--negative", "fog", "--guidance", "1"],
+            "negative: guidance 1 leads",
+        ),
+        (["sample", "text", "--prompt", "a", "--guidance", "2", "1"], "guidance: one scale is enough"),
+        (["sample", "two", "--prompt", "a", "--guidance", "2", "1", "3"], "guidance: 3 scales, and 2 conditions"),
         (["sample", "layout"], "boxes: give a .json file with [{"),
         (["sample", "layout", "--boxes", "nowhere.json"], "nowhere.json: no such file"),
         (

@@ -393,6 +393,39 @@ def test_two_conditions_have_a_scale_each():
         built("text", "plain").sample(given, guidance=(1.0, 2.0), **settings)
 
 
+def test_with_a_scale_for_each_a_negative_prompt_takes_the_place_of_the_empty_one():
+    model, given = built("labels, text and map", "plain").eval(), told_all(2)
+    negative, settings = {"caption": ["fog", "rain"]}, {"steps": 3, "size": (8, 12), "n": 2}
+    torch.testing.assert_close(
+        model.sample(given, guidance=(2.5, 2.5), negative=negative, **settings),
+        model.sample(given, guidance=2.5, negative=negative, **settings),
+    )
+    # the label's scale is 1 and the words' is 0: the label with the negative prompt
+    torch.testing.assert_close(
+        model.sample(given, guidance=(1.0, 0.0), negative=negative, **settings),
+        model.sample(given | negative, **settings),
+    )
+
+
+def test_one_negative_prompt_is_for_all_and_another_number_of_them_is_refused():
+    model, given = built("text", "plain").eval(), told_all(3)
+    settings = {"steps": 2, "size": (8, 12), "n": 3, "guidance": 3.0}
+    one, three = (model.sample(given, negative={"caption": ["fog"] * n}, **settings) for n in (1, 3))
+    assert torch.equal(one, three)
+    with pytest.raises(InputError, match=r"^negative: 2 for caption, and conditions for 3; give one, or 3$"):
+        model.sample(given, negative={"caption": ["fog", "rain"]}, **settings)
+    image = {"masked": torch.rand(1, 3, 8, 12) - 0.5}
+    _, blank = built("hole", "plain").conditions(told_all(3), image)
+    assert blank.concat.shape[0] == 3 and torch.equal(blank.concat[0, :2], blank.concat[2, :2])
+
+
+@pytest.mark.parametrize(("told", "guidance"), [("text", 1.0), ("text", 1), ("labels, text and map", (1, 1.0))])
+def test_a_negative_prompt_without_guidance_is_refused(told, guidance):
+    model, given = built(told, "plain").eval(), told_all(2)
+    with pytest.raises(InputError, match=r"^negative: guidance 1 leads away from nothing; give a guidance above 1$"):
+        model.sample(given, negative={"caption": ["fog"]}, guidance=guidance, steps=1, size=(8, 12))
+
+
 def test_a_layout_is_not_shuffled_when_it_is_sampled():
     model = built("boxes", "plain").eval()
     two = {"boxes": [torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])], "box_labels": [torch.tensor([0, 1])]}
