@@ -41,16 +41,19 @@ def inpainted(
 ) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] with what is masked drawn anew, the rest exactly as it was.
 
-    image: (B, 3, H, W) in [-1, 1]; mask: (B, 1, H, W), 1 = keep, 0 = fill; what lies in the hole is not looked at.
+    image: (B, 3, H, W) in [-1, 1]; mask: (B, 1, H, W), or (1, 1, H, W) for all, 1 = keep, 0 = fill; what lies in the
+    hole is not looked at.
     window, batch, settings: as in `upscaled`. InputError for a model of another task, and for a mask that is not
     binary or of another size."""
     if part(model, Inpainting) is None:
         raise InputError("inpaint: the model was not trained for it; scenes-inpaint was")
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != image.shape[2:]:
         raise InputError(f"mask: {tuple(mask.shape[2:])} is of another size than the image, {tuple(image.shape[2:])}")
+    if len(mask) not in (1, len(image)):
+        raise InputError(f"mask: {len(mask)} masks, and {len(image)} images; give one, or {len(image)}")
     if not ((mask == 0) | (mask == 1)).all():
         raise InputError("mask: has other values than 1, keep, and 0, fill; make it black and white")
-    keep = mask.bool()
+    keep = mask.bool().expand(len(image), -1, -1, -1)
     fitted, (h, w) = extended(torch.where(keep, image, -1.0), model.unit)
     kept, _ = extended(keep.float(), model.unit)
     size = tuple(fitted.shape[2:])

@@ -83,13 +83,24 @@ class LatentDiffusion(nn.Module):
         cond = self.conditioner(self.encoded(batch))
         return self.diffusion.loss(lambda z, clock: self.denoiser(z, clock, cond), z0, torch.randn_like(z0), t)
 
-    def encoded(self, batch: Batch) -> Batch:
-        """The batch with latents, as KEY_z, of the images that the conditioner wants encoded and that have none yet."""
+    def encoded(self, batch: Batch, cut: tuple[int, int] | None = None) -> Batch:
+        """The batch with latents, as KEY_z, of the images that the conditioner wants encoded and that have none yet.
+
+        cut: the side and overlap, in the latent, of windows to encode by."""
         for key in self.conditioner.encodes:
             if f"{key}_z" not in batch and key in batch:
                 with torch.no_grad():
-                    batch = batch | {f"{key}_z": self.first_stage.encode(batch[key])}
+                    batch = batch | {f"{key}_z": self.encode(batch[key], cut)}
         return batch
+
+    def encode(self, image: Tensor, cut: tuple[int, int] | None = None) -> Tensor:
+        """The latents of images (B, 3, H, W) in [-1, 1]. cut: as in `encoded`."""
+        stage, f = self.first_stage, self.first_stage.f
+        if cut is None:
+            return stage.encode(image)
+        pixels = lambda cells: slice(cells.start * f, cells.stop * f)
+        part = lambda rows, columns: stage.encode(image[..., pixels(rows), pixels(columns)])
+        return blended(part, image.shape[2] // f, image.shape[3] // f, *cut)
 
     def conditions(self, batch: Batch, negative: Batch | None = None) -> tuple[Condition, Condition | None]:
         """(told, blank): the two halves of guidance. negative: takes the place of the blank, in what it holds.
@@ -186,6 +197,9 @@ class LatentDiffusion(nn.Module):
         scales = [guidance] if isinstance(guidance, (int, float)) else list(guidance)
         if negative is not None and set(scales) == {1}:
             raise InputError("negative: guidance 1 leads away from nothing; give a guidance above 1")
+        if cut is not None:  # nothing that is as large as the picture goes through the first stage at once
+            batch = self.encoded(moved(batch, self.device), cut)
+            negative = None if negative is None else self.encoded(moved(negative, self.device), cut)
         told, blank = self.conditions(batch, negative)
         several = None if isinstance(guidance, (int, float)) else self.without(batch, negative)
         for tensor in told.open().values():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ldm_lite import cli
@@ -132,6 +133,29 @@ def test_what_is_kept_is_exactly_as_it_was_and_the_hole_is_not_looked_at(size):
     )
     other = torch.where(keep, image, torch.rand_like(image))
     assert torch.equal(inpainted(filler, other, mask, window=16, steps=2), out)
+
+
+def test_a_large_picture_with_a_hole_is_encoded_by_windows(monkeypatch):
+    filler, image, mask = model(TOLD["hole"]), torch.rand(2, 3, 24, 42) * 2 - 1, torch.ones(2, 1, 24, 42)
+    mask[:, :, 2:6, 3:9] = 0
+    sizes, encoder = [], filler.first_stage.encoder
+    encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    inpainted(filler, image, mask, window=16, steps=1)
+    assert set(sizes) == {(16, 16)}
+    # what acts on each cell alone gives the latent of the whole
+    monkeypatch.setattr(filler.first_stage, "encode", lambda x: F.avg_pool2d(x, 2))
+    z = filler.encoded({"masked": image}, (8, 3))["masked_z"]
+    torch.testing.assert_close(z, F.avg_pool2d(image, 2))
+
+
+def test_one_mask_is_for_all_pictures_and_another_number_of_them_is_refused():
+    filler, image = model(TOLD["hole"]), torch.rand(3, 3, 8, 12) * 2 - 1
+    mask = torch.ones(1, 1, 8, 12)
+    mask[..., 2:6, 3:9] = 0
+    one, three = (inpainted(filler, image, mask.expand(n, -1, -1, -1), steps=1) for n in (1, 3))
+    assert torch.equal(one, three)
+    with pytest.raises(InputError, match=r"^mask: 2 masks, and 3 images; give one, or 3$"):
+        inpainted(filler, image, mask.expand(2, -1, -1, -1))
 
 
 def test_a_model_of_another_task_and_masks_that_cannot_be_are_refused():
