@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import ceil, floor
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,10 @@ class LatentDiffusion(nn.Module):
         cut = None if window is None else self.windows(window, overlap)
         unit = f if window is not None and min(side) >= window else self.unit  # the windows are what must be divisible
         if side[0] % unit or side[1] % unit or min(side) < unit:
-            raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}")
+            fitting = f"take {near(side, unit)}" + (f", or a window: then {f} is enough" if unit > f else "")
+            raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}; {fitting}")
+        if cut is not None and max(side) > window and "boxes" in self.conditioner.keys:
+            raise InputError("window: each would show the whole layout; give a size alone, and it is drawn at once")
         scales = [guidance] if isinstance(guidance, (int, float)) else list(guidance)
         if negative is not None and set(scales) == {1}:
             raise InputError("negative: guidance 1 leads away from nothing; give a guidance above 1")
@@ -205,6 +209,9 @@ class LatentDiffusion(nn.Module):
         for tensor in told.open().values():
             if len(tensor) != n:
                 raise InputError(f"n: {n} samples are asked for, and conditions for {len(tensor)} are given")
+            if tensor.ndim == 4 and tensor.shape[2:] != (side[0] // f, side[1] // f):
+                h, w = (f * cells for cells in tensor.shape[2:])
+                raise InputError(f"size: {side[0]} x {side[1]}, and what the model is told is for {h} x {w}; give that")
         if start is not None and len(start) != n:
             raise InputError(f"n: {n} samples are asked for, and a start for {len(start)} is given")
         if blank is None:
@@ -284,6 +291,12 @@ class LatentDiffusion(nn.Module):
 def moved(batch: Mapping[str, Any], place: torch.device) -> Batch:
     """The batch with its tensors on a device."""
     return {k: v.to(place, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def near(side: Sequence[int], unit: int) -> str:
+    """The sizes just below and above one, with sides divisible by a number."""
+    sizes = ([max(unit, way(n / unit) * unit) for n in side] for way in (floor, ceil))
+    return " or ".join(dict.fromkeys(f"{h} x {w}" for h, w in sizes))
 
 
 def repeated(row: Any, n: int) -> Any:

@@ -61,7 +61,7 @@ def windowed(
     denoiser: Callable[[Tensor, Tensor, Condition], Tensor], window: int, overlap: int
 ) -> Callable[[Tensor, Tensor, Condition], Tensor]:
     """The denoiser, of latents of any size by windows of `window` x `window`. Maps beside the latent are cut with it;
-    tokens and vectors are told to each window alike."""
+    tokens and vectors are told to each window alike: places in the picture, such as those of boxes, would be wrong."""
 
     def called(z: Tensor, clock: Tensor, cond: Condition) -> Tensor:
         def run(rows: slice, columns: slice) -> Tensor:

@@ -426,6 +426,20 @@ def test_a_negative_prompt_without_guidance_is_refused(told, guidance):
         model.sample(given, negative={"caption": ["fog"]}, guidance=guidance, steps=1, size=(8, 12))
 
 
+def test_a_layout_is_not_drawn_by_windows_each_of_which_would_show_all_of_it():
+    model, given = built("boxes", "plain").eval(), told_all(2)
+    with pytest.raises(InputError, match=r"^window: each would show the whole layout; give a size alone, and it is"):
+        model.sample(given, n=2, steps=1, size=16, window=8)
+    whole, one = (model.sample(given, n=2, steps=1, size=(8, 12), **more) for more in ({}, {"window": 12}))
+    torch.testing.assert_close(one, whole)
+
+
+@pytest.mark.parametrize("told", ["map", "low resolution", "hole"])
+def test_maps_of_another_size_than_the_picture_are_refused_in_its_pixels(told):
+    with pytest.raises(InputError, match=r"^size: 16 x 8, and what the model is told is for 8 x 12; give that$"):
+        built(told, "plain").sample(told_all(2), n=2, steps=1, size=(16, 8))
+
+
 def test_a_layout_is_not_shuffled_when_it_is_sampled():
     model = built("boxes", "plain").eval()
     two = {"boxes": [torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])], "box_labels": [torch.tensor([0, 1])]}
@@ -441,9 +455,10 @@ def test_a_layout_is_not_shuffled_when_it_is_sampled():
         ({"n": 0}, "n: 0 is not 1 or more"),
         ({"n": -2}, "n: -2 is not 1 or more"),
         ({"n": 3}, "n: 3 samples are asked for, and conditions for 2 are given"),
-        ({"size": 5}, "size: 5 x 5 is not divisible by 4"),
-        ({"size": (8, 6)}, "size: 8 x 6 is not divisible by 4"),  # by f = 2, but not twice, as the denoiser does
-        ({"size": 0}, "size: 0 x 0 is not divisible by 4"),
+        ({"size": 5}, "size: 5 x 5 is not divisible by 4; take 4 x 4 or 8 x 8, or a window: then 2 is enough$"),
+        # by f = 2, but not twice, as the denoiser does
+        ({"size": (8, 6)}, "size: 8 x 6 is not divisible by 4; take 8 x 4 or 8 x 8, or a window"),
+        ({"size": 0}, "size: 0 x 0 is not divisible by 4; take 4 x 4, or a window"),
         ({"grid": "karas"}, r"karas: no such grid; did you mean karras\?"),
         ({"grid": "karras", "steps": 1001}, "steps: 1001 is not between 1 and 1000"),
         ({"grid": torch.tensor([0.0, 0.5, 1.0])}, "grid: the times do not decrease from 1"),

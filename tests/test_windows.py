@@ -91,7 +91,7 @@ def test_a_large_picture_is_drawn_by_windows_at_a_size_that_the_denoiser_cannot_
         ({"window": 0}, "window: 0 is not a multiple of 4"),
         ({"window": 8, "overlap": 3}, "overlap: 3 is not a multiple of 2 from 0 to below the window, 8"),
         ({"window": 8, "overlap": 8}, "overlap: 8 is not a multiple of 2 from 0 to below the window, 8"),
-        ({"window": 8, "size": 15}, "size: 15 x 15 is not divisible by 2"),
+        ({"window": 8, "size": 15}, "size: 15 x 15 is not divisible by 2; take 14 x 14 or 16 x 16"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(settings, message):
