@@ -392,6 +392,9 @@ def sample(arguments: list[str]) -> None:
     model = model.to(device())
     drawn = tuple(told["segmentation"].shape[1:]) if "segmentation" in told else (trained_size(names[0]),) * 2
     size = (settings.size * 2)[:2] or drawn
+    if settings.map and size != drawn:
+        sizes = f"{size[0]} x {size[1]}, and {settings.map} is {drawn[0]} x {drawn[1]}"
+        raise InputError(f"size: {sizes}; leave --size out, or give another map")
     scales = settings.guidance if guided else (1.0,)
     guidance = scales[0] if len(scales) == 1 else scales
     more: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}

@@ -499,7 +499,8 @@ class Inpainting(Conditioner):
         self.config = config
 
     def forward(self, batch: Batch) -> Condition:
-        z, mask = self.need(batch, "masked_z"), self.need(batch, "mask")
+        z = self.need(batch, "masked_z" if "masked" in batch or "masked_z" in batch else "masked")
+        mask = self.need(batch, "mask")
         if mask.ndim != 4 or mask.shape[1] != 1:
             raise InputError(f"mask: {tuple(mask.shape)} is not (B, 1, H, W)")
         if any(m != s * self.config.f for m, s in zip(mask.shape[2:], z.shape[2:])):

@@ -17,6 +17,7 @@ from .conditioners import Boxes, SemanticMap
 from .config import InputError, read, whole
 from .data.folder import SUFFIXES, Unreadable, rgb, upright
 from .data.notes import four
+from .latent import near
 from .training import save_picture
 
 PICTURES = (*SUFFIXES, ".bmp")
@@ -50,6 +51,10 @@ def segment_map(conditioner: SemanticMap, path: Path | None) -> Tensor:
     picture = opened(path)
     if picture.mode not in ("L", "P", "I", "I;16", "1"):
         raise InputError(f"{path}: has colours ({picture.mode}); its pixels must be numbers: {names}")
+    f = conditioner.config.f
+    if picture.width % f or picture.height % f:
+        to = f"divisible by {f}; make it {near((picture.height, picture.width), f)}, without smoothing"
+        raise InputError(f"{path}: {picture.height} x {picture.width} pixels are not {to}")
     segments = torch.from_numpy(np.array(picture).astype(np.int64))
     try:
         conditioner({"segmentation": segments[None]})

@@ -350,7 +350,7 @@ def test_inpainting_sets_the_masked_latent_and_the_hole_beside_the_latent():
         (boxes(), "boxes"),
         (SemanticMap(SemanticMapConfig(("sky",))), "segmentation"),
         (LowRes(LowResConfig()), "low"),
-        (Inpainting(InpaintingConfig()), "masked_z"),
+        (Inpainting(InpaintingConfig()), "masked"),
     ],
 )
 def test_a_batch_without_its_key_is_told_what_it_lacks(conditioner, key):

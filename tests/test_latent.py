@@ -344,6 +344,11 @@ def test_images_that_a_conditioner_wants_encoded_are_and_cached_ones_are_taken()
     assert (model.conditions(cached)[0].concat[:, :2] == 0).all()
 
 
+def test_a_batch_without_the_image_that_is_to_be_encoded_is_told_its_own_key():
+    with pytest.raises(InputError, match=r"^Inpainting needs the key masked; the batch has mask$"):
+        built("hole", "plain").sample({"mask": torch.ones(1, 1, 8, 12)}, steps=1, size=(8, 12))
+
+
 def test_a_condition_that_cannot_be_left_out_costs_guidance_nothing():
     model, given = built("map", "plain").eval(), told_all(2)
     plain, guided = (model.sample(given, n=2, steps=2, size=(8, 12), guidance=g) for g in (1.0, 5.0))
