@@ -105,7 +105,8 @@ class LabelsConfig:
 class Labels(Conditioner):
     """batch["label"] (B,) -> one learned token (context) or a vector.
 
-    The class after the last is the null class; a negative label is it too, so that rows without a label teach it."""
+    The number after the last class's, how many there are, is the null class: no class at all. A negative label is it
+    too, so that rows without a label teach it. InputError, outside training, for larger numbers."""
 
     keys = ("label",)
 
@@ -116,6 +117,8 @@ class Labels(Conditioner):
 
     def forward(self, batch: Batch) -> Condition:
         label = self.need(batch, "label")
+        if not self.training and (label > self.null).any():  # in training a GPU would have to be waited for
+            raise InputError(f"label: {int(label.max())}; there are {self.null} classes, and {self.null} is no class")
         token = self.embedding(torch.where(label < 0, self.null, label))
         return Condition(vector=token) if self.config.door == "vector" else Condition(context=token[:, None])
 

@@ -65,6 +65,13 @@ def test_a_negative_label_is_the_null_class():
     assert torch.equal(context, conditioner.embedding.weight[torch.tensor([3, 2, 3])])
 
 
+def test_the_number_of_classes_is_no_class_and_larger_labels_are_refused():
+    conditioner = Labels(LabelsConfig(NAMES, 5)).eval()
+    assert torch.equal(conditioner({"label": torch.tensor([3])}).context[0, 0], conditioner.embedding.weight[3])
+    with pytest.raises(InputError, match=r"^label: 4; there are 3 classes, and 3 is no class$"):
+        conditioner({"label": torch.tensor([0, 4])})
+
+
 def test_unconditional_opens_no_door_and_blanks_nothing():
     batch = {"image": torch.ones(2, 3, 4, 4)}
     assert Unconditional()(batch).open() == {} and Unconditional().blank(batch) is batch
