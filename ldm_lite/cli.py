@@ -347,6 +347,7 @@ class SampleConfig:
     eta: float = 0.0  # of ddim: 0 is DDIM, 1 is DDPM
     size: tuple[int, ...] = ()  # pixels, one number or height and width; none is the size it was trained at
     window: int = 0  # larger pictures are drawn by windows of this side; 0 draws them at once
+    overlap: int = -1  # of the windows, in pixels; -1 is a quarter
     seed: int = 0
     columns: int = 0  # of the grid; 0 chooses
     output: Path = Path("samples.png")  # also -o
@@ -358,6 +359,10 @@ class SampleConfig:
         for name in ("window", "columns"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
+        if self.overlap < -1:
+            raise InputError(f"overlap: {self.overlap} is below 0")
+        if self.overlap >= 0 and not self.window:
+            raise InputError("overlap: of which windows? give --window too")
         if len(self.size) > 2 or any(side < 1 for side in self.size):
             raise InputError(f"size: {' '.join(map(str, self.size))} is not one number of pixels, or height and width")
         if not 0 <= self.eta <= 1:
@@ -399,6 +404,7 @@ def sample(arguments: list[str]) -> None:
     guidance = scales[0] if len(scales) == 1 else scales
     more: dict[str, Any] = {"eta": settings.eta} if settings.eta else {}
     more |= {"window": settings.window} if settings.window else {}
+    more |= {"overlap": settings.overlap} if settings.overlap >= 0 else {}
     with autocast(model.device, precision("auto", model.device)):
         images = model.sample(
             told, n=settings.n, negative=negative, sampler=settings.sampler, steps=settings.steps, size=size,
@@ -444,7 +450,7 @@ def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str,
     if settings.negative:
         if not text:
             raise InputError(f"negative: {name} takes no words")
-        negative = {"caption": [text.prompt(settings.negative)] * n}
+        negative = {"caption": [text.prompt(settings.negative, "negative")] * n}
     if boxes := takes["boxes"]:
         kinds, corners = inputs.layout(boxes, settings.boxes)
         batch |= {"boxes": [corners] * n, "box_labels": [kinds] * n}
@@ -469,6 +475,8 @@ class EditConfig:
             raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
         if self.window < 0:
             raise InputError(f"window: {self.window} is below 0")
+        if self.overlap < -1:
+            raise InputError(f"overlap: {self.overlap} is below 0")
 
 
 def upscale(arguments: list[str]) -> None:

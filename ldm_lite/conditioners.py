@@ -165,16 +165,16 @@ class Captions(Conditioner):
         """How many tokens they are."""
         raise NotImplementedError
 
-    def prompt(self, words: str) -> str:
-        """The words, if they can be told. InputError for none, for too many, and for what is no text."""
+    def prompt(self, words: str, option: str = "prompt") -> str:
+        """The words, if they can be told. InputError, by the option, for none, too many, and for what is no text."""
         try:
             words.encode()
         except UnicodeEncodeError:
-            raise InputError("prompt: has bytes that are no UTF-8 text; type it again") from None
+            raise InputError(f"{option}: has bytes that are no UTF-8 text; type it again") from None
         if not words.strip():
-            raise InputError("prompt: is empty; say what the picture shows, such as: two pines in the snow at dawn")
+            raise InputError(f"{option}: is empty; say what the picture shows, such as: two pines in the snow at dawn")
         if (n := self.count(words)) > self.length:
-            raise InputError(f"prompt: {n} tokens, and the model reads {self.length}; say it in fewer words")
+            raise InputError(f"{option}: {n} tokens, and the model reads {self.length}; say it in fewer words")
         return words
 
 

@@ -32,7 +32,7 @@ def upscaled(model: LatentDiffusion, low: Tensor, window: int = 64, batch: Any =
     unit = max(1, model.unit // factor)
     fitted, (h, w) = extended(low, unit)
     size = (fitted.shape[2] * factor, fitted.shape[3] * factor)
-    drawn = model.sample((batch or {}) | {"low": fitted}, size=size, **(windows(size, window) | settings))
+    drawn = model.sample((batch or {}) | {"low": fitted}, size=size, **windows(model, size, window, settings))
     return drawn[..., : h * factor, : w * factor]
 
 
@@ -58,12 +58,17 @@ def inpainted(
     kept, _ = extended(keep.float(), model.unit)
     size = tuple(fitted.shape[2:])
     given = (batch or {}) | {"masked": fitted, "mask": kept}
-    drawn = model.sample(given, size=size, **(windows(size, window) | settings))[..., :h, :w]
+    drawn = model.sample(given, size=size, **windows(model, size, window, settings))[..., :h, :w]
     return torch.where(keep, image, drawn)
 
 
-def windows(size: tuple[int, ...], window: int) -> dict[str, int]:
-    return {"window": window} if max(size) > window else {}
+def windows(model: LatentDiffusion, size: tuple[int, ...], window: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the windows that a picture of this size is drawn by, and without where it fits into one."""
+    if settings.get("overlap") is not None:
+        model.windows(window, settings["overlap"])  # what cannot be is told of small pictures too
+    if max(size) > window:
+        return settings | {"window": window}
+    return {name: value for name, value in settings.items() if name != "overlap"}
 
 
 def extended(image: Tensor, unit: int) -> tuple[Tensor, tuple[int, int]]:

@@ -207,6 +207,20 @@ def test_sample_is_told_a_prompt_boxes_or_a_map(here, capsys):
     assert size("out.png") == (2 * 22 + 2, 36)
 
 
+def test_the_overlap_of_windows_is_what_is_asked_for(here):
+    def drawn(name: str, *more: str) -> bytes:
+        line = {"text": ["sample", "text", "--prompt", "a", "-n", "1", "--size", "32", "--window", "16", "-o", "b.png"]}
+        line |= {"larger": ["upscale", "larger", "mixed/0.png", "b.png", "--window", "8"]}
+        assert cli.main([*line[name], "--steps", "2", *more]) == 0
+        return (here / "b.png").read_bytes()
+
+    assert drawn("text") == drawn("text", "--overlap", "4") != drawn("text", "--overlap", "8")
+    assert drawn("larger") == drawn("larger", "--overlap", "2") != drawn("larger", "--overlap", "4")
+    assert (
+        cli.main(["upscale", "larger", "small.png", "b.png", "--window", "32", "--overlap", "4", "--steps", "1"]) == 0
+    )
+
+
 def test_a_prompt_is_what_the_model_is_told(here):
     def drawn(*more: str) -> bytes:
         assert cli.main(["sample", "text", *more, "-n", "1", "--steps", "2", "-o", "out.png"]) == 0
@@ -307,6 +321,12 @@ def test_sample_help_says_what_each_model_can_be_told(capsys):
         (["sample", "larger"], "larger: is for ldm-lite upscale"),
         (["sample", "hole"], "hole: is for ldm-lite inpaint"),
         (["sample", "text", "--prompt", "a", "--size", "1", "2", "3"], "size: 1 2 3 is not one number of pixels"),
+        (["sample", "text", "--prompt", "a", "--negative", "b \udcff"], "negative: has bytes that are no UTF-8 text"),
+        (["sample", "text", "--prompt", "a", "--overlap", "4"], "overlap: of which windows? give --window too"),
+        (["sample", "text", "--prompt", "a", "--window", "16", "--overlap", "3"], "overlap: 3 is not a multiple of 2"),
+        (["upscale", "larger", "small.png", "b.png", "--overlap", "-5"], "overlap: -5 is below 0"),
+        (["upscale", "larger", "small.png", "b.png", "--overlap", "3"], "overlap: 3 is not a multiple of 2 from 0"),
+        (["inpaint", "hole", "a.png", "keep.png", "b.png", "--overlap", "16"], "overlap: 16 is not a multiple of 2"),
         (["upscale", "larger", "a.png"], "ldm-lite upscale needs a model, a picture or a folder, and where to write"),
         (["upscale", "hole", "a.png", "b.png"], "upscale: the model was not trained for it"),
         (["upscale", "larger", "clear.png", "b.png"], "clear.png: has an alpha channel; save it without"),
