@@ -216,6 +216,16 @@ def test_a_map_that_is_none_is_named(tmp_path, picture, says):
     assert "maps/a.png" in str(error.value)
 
 
+def test_a_number_without_a_name_is_told_with_its_map_when_that_is_read(tmp_path):
+    root = folder(tmp_path / "f", [one(segmentation_file_name="maps/a.png")], segments="void\nground\n")
+    assert ImageFolder(root, size=SIZE)[0]["segmentation"].unique().tolist() == [1]
+    numbers = np.ones((TALL, WIDE), np.uint8)
+    numbers[0, 0] = 2  # outside the square that is shown
+    Image.fromarray(numbers).save(root / "maps" / "a.png")
+    with pytest.raises(InputError, match=r"maps.a\.png: 2 is no segment; segments\.txt has names for 0 to 1$"):
+        ImageFolder(root, size=SIZE)[0]
+
+
 def test_every_picture_has_a_map_or_none_has(tmp_path):
     root = folder(tmp_path / "f", [one(segmentation_file_name="maps/a.png"), {"file_name": "b.png"}])
     with pytest.raises(InputError, match=r"b.png has no segmentation_file_name"):

@@ -102,7 +102,8 @@ class Notes:
             kinds = torch.tensor([self.box_names.index(kind) for kind in note.kinds], dtype=torch.long)
             found |= {"boxes": boxes[shown], "box_labels": kinds[shown]}
         if note.segmentation is not None:
-            found["segmentation"] = segments(note.segmentation, upright_size(picture), size, place, flip)
+            many = len(self.segment_names) or None
+            found["segmentation"] = segments(note.segmentation, upright_size(picture), size, place, flip, many)
         return found
 
 
@@ -165,8 +166,11 @@ def in_square(boxes: Tensor, whole: tuple[int, int], place: float, flip: bool) -
     return inside, shown
 
 
-def segments(path: Path, whole: tuple[int, int], size: int, place: float, flip: bool) -> Tensor:
-    """(size, size) the numbers of the segments in a picture's square, each pixel the nearest of the map."""
+def segments(
+    path: Path, whole: tuple[int, int], size: int, place: float, flip: bool, many: int | None = None
+) -> Tensor:
+    """(size, size) the numbers of the segments in a picture's square, each pixel the nearest of the map. many: how many
+    segments there are; InputError for another number anywhere in the map."""
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -178,6 +182,8 @@ def segments(path: Path, whole: tuple[int, int], size: int, place: float, flip: 
     if picture.size != whole:
         raise InputError(f"{path}: {picture.size} is of another size than its picture, {whole}")
     numbers = torch.from_numpy(np.array(picture).astype(np.int64))
+    if many is not None and (high := int(numbers.max())) >= many:
+        raise InputError(f"{path}: {high} is no segment; {NAMES} has names for 0 to {many - 1}")
     side = min(whole)
     at = (torch.arange(size, dtype=torch.float64) + 0.5) * side / size
     x, y = ((at + place * (length - side)).long().clamp(max=length - 1) for length in whole)
