@@ -253,7 +253,7 @@ class PretrainedText(Captions):
         return Condition(context=self.encoder(rows["input_ids"].to(place), attention_mask=mask).last_hidden_state)
 
     def count(self, words: str) -> int:
-        return len(self.tokenizer(words)["input_ids"])
+        return len(self.tokenizer(words, verbose=False)["input_ids"])
 
 
 def pretrained(name: str) -> tuple[Any, nn.Module]:

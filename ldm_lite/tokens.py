@@ -87,7 +87,7 @@ class Words:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, with what the tokenizer sets at its ends."""
-        return self.tokenizer(text)["input_ids"]
+        return self.tokenizer(text, verbose=False)["input_ids"]  # a text that is too long is said to be so by us
 
     def row(self, text: str, length: int) -> list[int]:
         """So many tokens: the text's, cut or filled up, as the original calls the tokenizer."""
@@ -95,7 +95,7 @@ class Words:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token of a text lies in its bytes: from, to."""
-        offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        offsets = self.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         return [(len(text[:a].encode()), len(text[:b].encode())) for a, b in offsets]
 
 

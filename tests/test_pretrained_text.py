@@ -1,6 +1,7 @@
 """Text encoders of the transformers library, from small folders in its layout."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ldm_lite.conditioners import PretrainedText, PretrainedTextConfig, widths  
 from ldm_lite.config import InputError  # noqa: E402
 from ldm_lite.diffusion import Diffusion, VariancePreserving  # noqa: E402
 from ldm_lite.latent import LatentDiffusion  # noqa: E402
+from ldm_lite.tokens import Words  # noqa: E402
 from ldm_lite.training import DiffusionTask, TrainConfig  # noqa: E402
 
 CAPTIONS = ["two pines", "a house on sand", ""]
@@ -106,6 +108,23 @@ def test_a_prompt_that_is_too_long_is_refused(folders):
     assert ours.prompt("two pines") == "two pines"
     with pytest.raises(InputError, match=r"^prompt: 12 tokens, and the model reads 9; say it in fewer words$"):
         ours.prompt("two pines " * 5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_counting_a_long_prompts_tokens_says_nothing_besides(kind, folders, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[kind], model_max_length=20)
+    tokenizer.save_pretrained(tmp_path)
+    ours, said = conditioner(folders[kind]), []
+    ours.tokenizer = tokenizer
+    words, listener = Words(str(tmp_path)), logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(listener)
+    try:
+        assert ours.count("two pines " * 30) == len(words.encode("two pines " * 30)) > 20
+        assert len(words.spans("two pines " * 30)) > 20
+    finally:
+        logging.getLogger("transformers").removeHandler(listener)
+    assert said == []
 
 
 def test_an_encoder_that_cannot_be_had_and_one_of_another_width_are_named(folders, tmp_path):
