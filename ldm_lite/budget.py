@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .autoencoder import Autoencoder
 from .condition import Condition
+from .conditioners import epochs
 from .config import InputError, suggest
 from .data.catalogue import KNOWN
 from .features import VGG16, Features
@@ -161,7 +162,8 @@ def budget(recipe: Recipe) -> Budget:
         pictures: int | None = 0
         if recipe.cache and not recipe.data.stream:
             rows = recipe.data.count or (KNOWN[recipe.data.path].rows["train"] if recipe.data.path in KNOWN else None)
-            pictures = rows and rows * (2 if recipe.data.flip else 1)
+            many = epochs(recipe.condition)
+            pictures = rows and rows * (many if many > 1 else 2 if recipe.data.flip else 1)
     else:
         encoding, pictures = 0, 0
         with torch.device("meta"):

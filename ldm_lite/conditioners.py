@@ -585,6 +585,13 @@ def parts(config: Any) -> tuple[Any, ...]:
     return config.parts if isinstance(config, TogetherConfig) else () if config is None else (config,)
 
 
+def epochs(config: Any) -> int:
+    """How many epochs of a dataset its cached latents hold: some where what a model is told of a picture is drawn at
+    random, such as holes, so that it sees several of each; otherwise one."""
+    bsr = lambda part: isinstance(part, LowResConfig) and part.degradation == "bsr"
+    return 4 if any(isinstance(part, InpaintingConfig) or bsr(part) for part in parts(config)) else 1
+
+
 def widths(config: Any) -> dict[str, int]:
     """How wide the doors are that a condition opens, by their names in UNetConfig."""
     if isinstance(config, TogetherConfig):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from . import __version__, folders, processes
 from .autoencoder import usage
+from .conditioners import epochs
 from .config import InputError, read, to_dict, whole, write
 from .features import SEGMENTS, Features
 from .latent import LatentDiffusion, mix, restored
@@ -135,7 +136,7 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
         from .data.cache import Balanced, cache_latents
 
         processes.alone(claimed, out, recipe.train, about(recipe) | weights)
-        settings = {"also": model.conditioner.encodes, "spread": recipe.spread}
+        settings = {"also": model.conditioner.encodes, "spread": recipe.spread, "epochs": epochs(recipe.condition)}
         settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents), "workers": recipe.train.workers}
         with skipping(images, out):
             images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)

@@ -170,6 +170,7 @@ def test_the_hours_of_a_run_are_enough_for_its_steps_and_half_of_them_for_fewer(
         ({"path": "celebahq"}, {}, 28_000),
         ({"count": 60, "stream": True}, {}, 0),
         ({"count": 60}, {"cache": False}, 0),
+        ({"count": 60, "flip": True}, {"condition": InpaintingConfig()}, 240),  # each with four holes
     ],
 )
 def test_a_cache_encodes_each_picture_once_and_its_mirror_image(data, more, pictures):

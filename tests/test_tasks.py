@@ -9,12 +9,15 @@ import tiny
 import torch
 from PIL import Image
 
+from ldm_lite import runs
+from ldm_lite.conditioners import InpaintingConfig, LowResConfig, TextConfig, TogetherConfig
 from ldm_lite.config import InputError
 from ldm_lite.data import HubImages, Scenes, cache_latents, with_crops, with_low_res, with_mask
 from ldm_lite.data.cache import identity
 from ldm_lite.data.tasks import blurred, bsr, random_mask, smaller
-from ldm_lite.presets import DataConfig, dataset, recipe
-from ldm_lite.training import Drawn
+from ldm_lite.presets import DataConfig, DiffusionRecipe, dataset, recipe
+from ldm_lite.training import Drawn, TrainConfig
+from ldm_lite.unet import UNetConfig
 
 
 def test_a_low_resolution_picture_is_pillows_bicubic():
@@ -99,6 +102,30 @@ def test_a_cache_holds_what_a_task_added_and_the_latents_of_its_other_images(tmp
     again = cache_latents(stage, data, tmp_path, batch=2, also=("masked",), progress=False)
     assert torch.equal(again.batch([4])["masked_z"], cached.batch([4])["masked_z"])
     assert "masked_z" not in cache_latents(stage, data, tmp_path, progress=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("condition", "key", "many"),
+    [
+        (InpaintingConfig(), "mask", 4),
+        (LowResConfig(2, degradation="bsr"), "low", 4),
+        (LowResConfig(2), "low", 1),
+        (TogetherConfig((TextConfig(width=8, depth=1, heads=1), InpaintingConfig())), "mask", 4),
+    ],
+)
+def test_a_run_with_cached_latents_learns_from_several_draws_of_what_is_drawn(
+    condition, key, many, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(runs, "fit", lambda task, images, *rest: seen.append(images))
+    monkeypatch.setattr(runs, "finished", lambda out: bool(seen))  # nothing is judged
+    network = UNetConfig(channels=3, width=8, mult=(1, 2), blocks=1, heads=1)
+    asked = DiffusionRecipe("pixels", network, condition=condition, data=DataConfig(size=16, count=5))
+    runs.train(replace(asked, train=TrainConfig(steps=1, batch=2)), tmp_path)
+    (cached,) = seen
+    batch = cached.batch([2 + 5 * epoch for epoch in range(many)])
+    assert len(cached) == 5 * many and batch["z"].eq(batch["z"][:1]).all()
+    assert len({row.numpy().tobytes() for row in batch[key]}) == many
 
 
 def test_caches_of_other_holes_and_other_factors_are_made_again(tmp_path):

@@ -1,6 +1,7 @@
 """A dataset with the input of a task added to its items: a small version of each picture, or one with a hole.
 
-What is added is a function of (seed, row, epoch): every epoch has other holes, and a resumed run the same ones."""
+What is added is a function of (seed, row, epoch): every epoch has other holes, and a resumed run the same ones. Cached
+latents hold those of the first few epochs (`conditioners.epochs`), which come again."""
 
 from __future__ import annotations
 
