@@ -14,7 +14,7 @@ HERE = Path(__file__).parent / "pictures"
 
 PROMPTS = (
     "a red house on the left and two pines, in the snow at dusk",
-    "a white boat on the left and a blue boat on the right, on the water at night",
+    "a white boat on the left and a blue boat on the right, on the water by day",
     "three cacti, on sand by day",
     "two trees and a yellow house in the middle, on grass at dawn",
 )
