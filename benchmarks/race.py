@@ -123,21 +123,23 @@ def show(out: Path) -> None:
         runs.setdefault(run["f"], []).append(run)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
+    filled = any("lpips" in run["points"][-1] for some in runs.values() for run in some)
     print(
         "| f | parameters | seeds | steps | samples/s | "
         + " | ".join(f"FID at {m:.4g} of the time" for m in MARKS[:-1])
-        + " | FID |"
+        + (" | FID | LPIPS |" if filled else " | FID |")
     )
-    print("|---|---|---|---|---|" + "---|" * len(MARKS))
+    print("|---|---|---|---|---|" + "---|" * (len(MARKS) + filled))
     for f, some in sorted(runs.items()):
         fids = torch.tensor([[point["fid"] for point in run["points"]] for run in some])
         last = [run["points"][-1] for run in some]
         spread = fids.std(0) if len(some) > 1 else torch.zeros(fids.shape[1])
-        cells = " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in zip(fids.mean(0).tolist(), spread.tolist()))
+        scatter = [f" ± {s:.2f}" if len(some) > 1 else "" for s in spread.tolist()]
+        cells = " | ".join(f"{m:.2f}{s}" for m, s in zip(fids.mean(0).tolist(), scatter))
         steps = sum(point["steps"] for point in last) / len(last)
         rate = sum(point["samples_per_second"] for point in last) / len(last)
         far = [point["lpips"] for point in last if "lpips" in point]
-        cells += f" | LPIPS {sum(far) / len(far):.4f}" if far else ""
+        cells += f" | {sum(far) / len(far):.4f}" if far else ""
         print(f"| {f} | {some[0]['parameters'] / 1e6:.2f} M | {len(some)} | {steps:,.0f} | {rate:.1f} | {cells} |")
         minutes = [mark * some[0]["minutes"] for mark in MARKS]
         axis.errorbar(minutes, fids.mean(0), spread, marker="o", capsize=3, label=f"f = {f}")
