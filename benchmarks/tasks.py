@@ -117,9 +117,8 @@ def peaks(model: LatentDiffusion, captions: list[str], guidance: float, judge: J
     not count."""
     told, nouns, phrases = model.conditioner, [], []
     with recorded(model.denoiser) as maps, autocast(model.device, precision("auto", model.device)):
-        both = 2 * len(captions)  # with and without the caption, in one call of the denoiser
-        images = model.sample({"caption": captions}, batch_size=both, steps=STEPS, guidance=guidance)
-    mean = maps.mean(16, least=max(maps.calls[0][0].shape[1:3]))[-len(captions) :]
+        images = model.sample({"caption": captions}, steps=STEPS, guidance=guidance)
+    mean = maps.mean(16, least=max(maps.calls[0][0].shape[1:3]))
     for caption, where, shown in zip(captions, mean, things(images, judge.finder)):
         for one in wanted(caption):
             if boxes := [thing.box for thing in shown if one.means(thing)]:

@@ -40,6 +40,7 @@ from .conditioners import (
 )
 from .config import InputError, read, suggest, whole, write
 from .diffusion import Diffusion, Prediction, VariancePreserving
+from .folders import unpickled
 from .latent import LatentDiffusion
 from .layers import TokenEncoder
 from .unet import UNet, UNetConfig
@@ -295,10 +296,8 @@ def tensors(path: str | Path) -> dict[str, Tensor]:
         else:
             # Lightning keys its callbacks by their classes: with something inert in their place weights_only reads on
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-            inert = torch.serialization.safe_globals([(Inert, name) for name in names])
-            with inert, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected pickle protocol")  # of what is refused a line later
-                values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            with torch.serialization.safe_globals([(Inert, name) for name in names]):
+                values = unpickled(path, mmap=zipped)
     except Exception as error:  # half a file makes an unpickler fail in any way
         if not zipped and runs_code(path):
             why = "a pickle that imports or calls something: refused, because reading it would run code; fetch another"

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import InputError, LostError, one_or_more, suggest
+from .config import InputError, LostError, one_or_more, shares, suggest
 
 COMMANDS = {
     "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
@@ -365,8 +365,7 @@ class SampleConfig:
             raise InputError("overlap: of which windows? give --window too")
         if len(self.size) > 2 or any(side < 1 for side in self.size):
             raise InputError(f"size: {' '.join(map(str, self.size))} is not one number of pixels, or height and width")
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
+        shares(eta=self.eta)
 
 
 def sample(arguments: list[str]) -> None:
@@ -471,8 +470,7 @@ class EditConfig:
 
     def __post_init__(self) -> None:
         one_or_more(steps=self.steps)
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
+        shares(eta=self.eta)
         if self.window < 0:
             raise InputError(f"window: {self.window} is below 0")
         if self.overlap < -1:

@@ -40,6 +40,13 @@ def one_or_more(**values: int | None) -> None:
             raise InputError(f"{name}: {value} is not 1 or more")
 
 
+def shares(**values: float) -> None:
+    """InputError, by name, for a number outside [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name}: {value:g} is not between 0 and 1")
+
+
 def to_dict(settings: Any) -> Any:
     """Plain JSON values: dataclasses become dicts, tuples lists, paths strings."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):

@@ -5,7 +5,6 @@ Features("vgg16") are the field's networks for photographs and are downloaded on
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import InputError, suggest
-from .folders import load_weights, weights_folder
+from .folders import load_weights, unpickled, weights_folder
 
 KINDS = ("scenes", "inception", "vgg16")
 SEGMENTS, OBJECTS, LABELS, MOST, COLOURS = (
@@ -191,9 +190,7 @@ def _foreign(path: Path | None, error: RuntimeError) -> InputError:
 def _read(path: Path) -> dict[str, Tensor]:
     """A state dict of plain tensors. No code in the file is run. InputError for anything else."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of what is refused a line later
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return unpickled(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:

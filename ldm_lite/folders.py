@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from .config import InputError, suggest
+
+
+def unpickled(path: str | Path, mmap: bool = False) -> Any:
+    """What torch.save wrote, on the CPU, as far as it is plain: no code in the file is run, and torch raises for it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # of what is refused a line later
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

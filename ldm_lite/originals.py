@@ -14,7 +14,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .config import InputError, whole
@@ -57,10 +57,10 @@ MILLIONS = {
 
 def _zipped(**names: str) -> dict[str, Original]:
     names = {name.replace("_", "-"): file for name, file in names.items()}
-    return {name: Original(f"{SERVER}{file}.zip", millions=MILLIONS[name]) for name, file in names.items()}
+    return {name: Original(f"{SERVER}{file}.zip") for name, file in names.items()}
 
 
-ORIGINALS: dict[str, Original] = {
+PLACES = {
     **_zipped(**{name: name for name in ("kl-f4", "kl-f8", "kl-f16", "kl-f32")}),
     **_zipped(**{name: name for name in ("vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16")}),
     **_zipped(
@@ -75,15 +75,15 @@ ORIGINALS: dict[str, Original] = {
         layout2img256="layout2img_model",
         inpainting="inpainting_big",
     ),
-    "cin256-v2": Original(f"{SERVER}nitro/cin/model.ckpt", millions=MILLIONS["cin256-v2"]),
-    "txt2img-1p4b": Original(f"{SERVER}nitro/txt2img-f8-large/model.ckpt", millions=MILLIONS["txt2img-1p4b"]),
+    "cin256-v2": Original(f"{SERVER}nitro/cin/model.ckpt"),
+    "txt2img-1p4b": Original(f"{SERVER}nitro/txt2img-f8-large/model.ckpt"),
     "sd-v1": Original(
         f"{HUB}sd-v1-4.ckpt",
         OPENRAIL,
         "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
-        MILLIONS["sd-v1"],
     ),
 }
+ORIGINALS = {name: replace(about, millions=MILLIONS[name]) for name, about in PLACES.items()}
 
 
 def original(name: str, yes: bool = False, folder: str | Path | None = None) -> Path:

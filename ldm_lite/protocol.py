@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import processes
 from .conditioners import Labels, Unconditional
-from .config import InputError, one_or_more, suggest, whole
-from .data.cache import identity
+from .config import InputError, one_or_more, shares, suggest, whole
+from .data.cache import fingerprint, identity
 from .features import Features
 from .latent import SAMPLERS, LatentDiffusion
 from .metrics import Statistics, fid, inception_score, kid, precision_recall
@@ -45,8 +45,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         one_or_more(samples=self.samples, size=self.size, steps=self.steps)
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"eta: {self.eta:g} is not between 0 and 1")
+        shares(eta=self.eta)
         if self.sampler not in SAMPLERS:
             raise suggest(self.sampler, SAMPLERS, "sampler")
         if self.eta and self.sampler != "ddim":
@@ -69,7 +68,7 @@ def measured(
     if not len(images):
         raise InputError("the dataset is empty")
     folder, network = Path(folder), Features(protocol.features, looks).to(device())
-    named = f"{protocol.features} {digest(network)}" if looks is not None else protocol.features
+    named = f"{protocol.features} {fingerprint(network)}" if looks is not None else protocol.features
 
     def real(rows: range) -> Tensor:
         return Drawn(images).__getitems__([(row, 0) for row in rows])["image"]
@@ -189,14 +188,5 @@ def split(rows: range, size: int) -> Sequence[range]:
 
 
 def weights(model: LatentDiffusion) -> str:
-    """A word for the model's weights and settings."""
-    return digest(model, f"{model.diffusion} {model.conditioner.config}")
-
-
-def digest(module: nn.Module, settings: str = "") -> str:
-    """A word for a module's tensors, and for settings that are in none."""
-    digest = hashlib.sha256(settings.encode())
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """What tells a model's weights and settings from another's."""
+    return f"{model.diffusion} {model.conditioner.config} {fingerprint(model)}"
