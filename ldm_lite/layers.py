@@ -29,9 +29,34 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's, with another order of its sums where a GPU's code is compiled: see `by_channels`."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        if h.is_cuda and torch.compiler.is_compiling():
+            return by_channels(h, self.num_groups, self.weight, self.bias, self.eps)
+        return super().forward(h)
+
+
+def by_channels(h: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """GroupNorm (Wu and He 2018) of h (B, C, y, x) from each channel's mean and variance, summed in float32 or double.
+
+    A group of few channels lies in pieces where channels are side by side in memory, as a GPU's convolutions want
+    them; sums over places, channel by channel, read all of it in order. The compiler fuses what is around them."""
+    wide = h if h.dtype == torch.float64 else h.float()
+    var, mean = torch.var_mean(wide, (2, 3), correction=0)
+    var, mean = (rearrange(t, "b (groups c) -> b groups c", groups=groups) for t in (var, mean))
+    middle = mean.mean(2, keepdim=True)
+    spread = var.mean(2, keepdim=True) + (mean - middle).square().mean(2, keepdim=True)
+    scale = rearrange(weight, "(groups c) -> groups c", groups=groups) * (spread + eps).rsqrt()
+    shift = rearrange(bias, "(groups c) -> groups c", groups=groups) - middle * scale
+    scale, shift = (rearrange(t, "b groups c -> b (groups c) 1 1") for t in (scale, shift))
+    return (wide * scale + shift).to(h.dtype)
+
+
 def norm(width: int, eps: float) -> nn.GroupNorm:
     """32 groups as the original from 128 channels up, below it four channels to a group; fewer to divide the width."""
-    return nn.GroupNorm(math.gcd(32 if width >= 128 else max(1, width // 4), width), width, eps)
+    return GroupNorm(math.gcd(32 if width >= 128 else max(1, width // 4), width), width, eps)
 
 
 def channels_last(h: Tensor) -> Tensor:
@@ -126,7 +151,7 @@ class SelfAttention(nn.Module):
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         qkv = self.qkv(self.norm(h))
         qkv = rearrange(qkv, "b (heads three d) y x -> three b heads (y x) d", heads=self.heads, three=3)
-        if not (torch.is_grad_enabled() and h.shape[2] * h.shape[3] < 128):
+        if h.device.type == "cpu" and not (torch.is_grad_enabled() and h.shape[2] * h.shape[3] < 128):
             qkv = qkv.contiguous()  # for other strides a CPU does not fuse it, which is faster for few tokens in bf16
         x = F.scaled_dot_product_attention(*qkv)
         return h + self.proj_out(rearrange(x, "b heads (y x) d -> b (heads d) y x", y=h.shape[2]))
