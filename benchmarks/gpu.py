@@ -1,10 +1,12 @@
 """The CelebA-HQ UNet (274 million weights) on a GPU, ours and diffusers': python benchmarks/gpu.py [--tiny] [SECONDS]
 
-The same weights for both, cached latents of 64 x 64 x 3, bf16 autocast over fp32 weights, channels last, fused AdamW;
-eager and under torch.compile. train: images a second of optimiser steps on batches of 48, the paper's. sample: DDIM
-steps a second times the batch of 16, no gradients. Each is the median of repeats within SECONDS (20), after a warm-up.
-Then our whole model alone: pictures of 256 x 256 a second, 20 DDIM steps and the decoder's work included, and the
-largest batch that a training step, averages and optimiser included, takes through the card in 15 GiB.
+The same weights for both, cached latents of 64 x 64 x 3, bf16 autocast over fp32 weights, channels last, fused AdamW,
+cuDNN free to try its kernels; eager and under torch.compile. train: images a second of optimiser steps on batches of
+48, the paper's. sample: DDIM steps a second times the batch of 16, no gradients. pictures: our whole model alone, 48
+pictures of 256 x 256 at once, 20 DDIM steps and the decoder's work. Each is the median of repeats within SECONDS (20),
+after a warm-up, and has a process of its own: they compile side by side, and are then measured one after the other.
+At last the largest batch that a training step of ours, averages and optimiser included, takes through the card in
+15 GiB.
 
 fraction: what is reached of the card's own matrix rate, which is measured first, in the same run: the best bf16 product
 of two 8192 x 8192 matrices. The operations counted are those of the UNet's matrix products and convolutions (torch's
@@ -17,17 +19,18 @@ H200; a batch of 8 or more in 15 GiB.
 from __future__ import annotations
 
 import argparse
-import gc
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from denoiser import both, random_weights
+from denoiser import Denoiser, both, random_weights
 from pairs import show
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,6 +46,8 @@ from ldm_lite.training import DiffusionTask, TrainConfig, room
 from ldm_lite.unet import UNet, UNetConfig
 
 TINY = UNetConfig(channels=3, width=32, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=32)
+STEPS = 10  # of DDIM, in the work of the UNet alone
+WORKS = (("train", False), ("sample", False), ("train", True), ("sample", True), ("pictures", True))
 
 
 class Place:
@@ -98,7 +103,7 @@ def operations(config: UNetConfig, side: int) -> float:
     return counter.get_total_flops()
 
 
-def training(place: Place, model: nn.Module, denoise: Callable[[Tensor, Tensor], Tensor]) -> float:
+def training(place: Place, model: nn.Module, denoise: Denoiser) -> Callable[[], object]:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     z, eps = place.latents(place.batch), place.latents(place.batch)
@@ -111,11 +116,11 @@ def training(place: Place, model: nn.Module, denoise: Callable[[Tensor, Tensor],
         optimizer.step()
         optimizer.zero_grad()
 
-    return place.batch / place.seconds_of(step)
+    return step
 
 
-def sampling(place: Place, model: nn.Module, denoise: Callable[[Tensor, Tensor], Tensor], steps: int = 10) -> float:
-    """Evaluations a second, times the batch, of our DDIM around either network."""
+def sampling(place: Place, model: nn.Module, denoise: Denoiser) -> Callable[[], object]:
+    """Our DDIM around either network."""
     model.eval()
     diffusion, z = Diffusion(VariancePreserving()), place.latents(place.samples)
 
@@ -127,28 +132,53 @@ def sampling(place: Place, model: nn.Module, denoise: Callable[[Tensor, Tensor],
 
     def sample() -> None:
         with torch.no_grad():
-            for _ in ddim(predict, z, diffusion.schedule.grid(steps), diffusion.schedule):
+            for _ in ddim(predict, z, diffusion.schedule.grid(STEPS), diffusion.schedule):
                 pass
 
-    return steps * place.samples / place.seconds_of(sample, 1)
+    return sample
 
 
-def pictures(place: Place, compiled: bool, steps: int = 20) -> float:
-    """Images a second of the whole CelebA-HQ model with random weights: DDIM and the decoder."""
+def whole(place: Place) -> tuple[list[nn.Module], Callable[[], object]]:
+    """What is compiled of the whole CelebA-HQ model with random weights, and the drawing of a batch with it."""
     model = LatentDiffusion(
         FIRST_STAGES["vq-f4"].build(), UNet(place.config), Diffusion(VariancePreserving()), Unconditional()
     )
     model.to(place.device, memory_format=torch.channels_last).eval()
-    if compiled:
-        model.denoiser.compile(fullgraph=True)
-        model.first_stage.decode = torch.compile(model.first_stage.decode)
     size, n = place.side * model.first_stage.f, place.batch
 
     def sample() -> None:
         with torch.no_grad(), torch.autocast(place.device.type, torch.bfloat16):
-            model.sample({}, n=n, batch_size=n, steps=steps, sampler="ddim", size=size)
+            model.sample({}, n=n, batch_size=n, steps=20, sampler="ddim", size=size)
 
-    return n / place.seconds_of(sample, 2)
+    return [model.denoiser, model.first_stage.decoder], sample
+
+
+def serve(wire: Any, place: Place, work: str, weights: str, ours: bool) -> None:
+    """Answers "compile" with None, and "measure" with (seconds of one piece of work, GB)."""
+    setting()
+    if work == "pictures":
+        networks, run = whole(place)
+    else:
+        model, denoise = both(weights, place.config, ours)
+        model.to(place.device, memory_format=torch.channels_last)
+        networks, run = [model], (training if work == "train" else sampling)(place, model, denoise)
+    wire.send(None)
+    while (asked := wire.recv()) != "stop":
+        if asked == "compile":
+            for network in networks:
+                network.compile(fullgraph=ours)
+            run()
+            wire.send(None)
+        else:
+            run()
+            place.peak()
+            wire.send((place.seconds_of(run, 2), place.peak()))
+
+
+def setting() -> None:
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # diffusers has such calls
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
 
 
 def fitting(place: Place, gib: float, most: int = 64) -> int:
@@ -164,11 +194,31 @@ def fitting(place: Place, gib: float, most: int = 64) -> int:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def freed(place: Place) -> None:
-    torch.compiler.reset()
-    gc.collect()
-    if place.device.type == "cuda":
-        torch.cuda.empty_cache()
+def measured(place: Place, jobs: dict[tuple[str, bool], Any], rate: float, forward: float) -> None:
+    """Prints a row for each job, eager and then compiled."""
+    images = {"train": place.batch, "sample": STEPS * place.samples, "pictures": place.batch}
+    found: dict[tuple[str, bool], float] = {}
+    for mode in ("eager", "compiled"):
+        if mode == "compiled":
+            for wire in jobs.values():
+                wire.send("compile")
+            for wire in jobs.values():
+                wire.recv()
+        for (work, ours), wire in jobs.items():
+            wire.send("measure")
+            spent, peak = wire.recv()
+            found[work, ours] = each = images[work] / spent
+            passes = {"train": 3, "sample": 1}.get(work)
+            row = {
+                "network": "ours" if ours else "diffusers",
+                "mode": mode,
+                "work": work,
+                "images/s": f"{each:.1f}",
+                "of the matrix rate": f"{passes * forward * each / rate:.1%}" if passes else "",
+                "GB": f"{peak:.1f}",
+                "ours / diffusers": f"**{each / found[work, False]:.2f}**" if (work, False) in found and ours else "",
+            }
+            show(row, header=mode == "eager" and len(found) == 1)
 
 
 def main() -> None:
@@ -178,44 +228,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tiny and not torch.cuda.is_available():
         sys.exit("gpu.py: there is no GPU here, so nothing was measured (--tiny runs the same lines on the CPU)")
-    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # diffusers has such calls
-    torch.set_float32_matmul_precision("high")
+    setting()
     place = Place(arguments.tiny, arguments.seconds)
     name = "CPU, tiny model: these numbers say nothing" if arguments.tiny else torch.cuda.get_device_name()
     rate, forward = matrix_rate(place), operations(place.config, place.side)
     print(f"torch {torch.__version__}, {name}\nbf16 matrix product {rate / 1e12:.1f} TFLOP/s, ", end="")
-    print(f"a forward pass of one image {forward / 1e9:.1f} GFLOP\n")
-    found: dict[tuple[str, bool, bool], float] = {}
+    print(f"a forward pass of one image {forward / 1e9:.1f} GFLOP\n", flush=True)
+    context, jobs = multiprocessing.get_context("spawn"), {}
     with tempfile.NamedTemporaryFile() as file:
         random_weights(place.config, file.name)
-        for ours in (False, True):
-            model, denoise = both(file.name, place.config, ours)
-            model.to(place.device, memory_format=torch.channels_last)
-            for compiled in (False, True):
-                if compiled:
-                    model.compile(fullgraph=ours)
-                for work, run, passes in (("train", training, 3), ("sample", sampling, 1)):
-                    place.peak()
-                    found[work, ours, compiled] = each = run(place, model, denoise)
-                    row = {
-                        "network": "ours" if ours else "diffusers",
-                        "mode": "compiled" if compiled else "eager",
-                        "work": work,
-                        "images/s": f"{each:.1f}",
-                        "of the matrix rate": f"{passes * forward * each / rate:.1%}",
-                        "GB": f"{place.peak():.1f}",
-                        "ours / diffusers": f"**{each / found[work, False, compiled]:.2f}**" if ours else "",
-                    }
-                    show(row, header=len(found) == 1)
-            del model, denoise
-            freed(place)
-    print()
-    for compiled in (False, True):
-        mode = "compiled" if compiled else "eager"
-        print(f"pictures of 256 x 256, 20 steps and the decoder, {mode}: {pictures(place, compiled):.1f} a second")
-        freed(place)
+        for work, ours in WORKS:
+            jobs[work, ours], there = context.Pipe()
+            context.Process(target=serve, args=(there, place, work, file.name, ours), daemon=True).start()
+        for wire in jobs.values():
+            wire.recv()
+    measured(place, jobs, rate, forward)
+    for wire in jobs.values():
+        wire.send("stop")
     if place.device.type == "cuda":
-        print(f"a training step within 15 GiB: {fitting(place, 15)} images at once")
+        print(f"\na training step within 15 GiB: {fitting(place, 15)} images at once")
 
 
 if __name__ == "__main__":

@@ -30,27 +30,28 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 class GroupNorm(nn.GroupNorm):
-    """PyTorch's, with another order of its sums where a GPU's code is compiled: see `by_channels`."""
+    """PyTorch's, with its sums in another order where code is compiled for a GPU in half precision: `by_channels`."""
 
     def forward(self, h: Tensor) -> Tensor:
-        if h.is_cuda and torch.compiler.is_compiling():
+        if h.is_cuda and h.dtype in (torch.bfloat16, torch.float16) and torch.compiler.is_compiling():
             return by_channels(h, self.num_groups, self.weight, self.bias, self.eps)
         return super().forward(h)
 
 
 def by_channels(h: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """GroupNorm (Wu and He 2018) of h (B, C, y, x) from each channel's mean and variance, summed in float32 or double.
+    """GroupNorm (Wu and He 2018) of h (B, C, y, x), from means of each channel's values and squares in float32.
 
-    A group of few channels lies in pieces where channels are side by side in memory, as a GPU's convolutions want
-    them; sums over places, channel by channel, read all of it in order. The compiler fuses what is around them."""
-    wide = h if h.dtype == torch.float64 else h.float()
-    var, mean = torch.var_mean(wide, (2, 3), correction=0)
-    var, mean = (rearrange(t, "b (groups c) -> b groups c", groups=groups) for t in (var, mean))
-    middle = mean.mean(2, keepdim=True)
-    spread = var.mean(2, keepdim=True) + (mean - middle).square().mean(2, keepdim=True)
-    scale = rearrange(weight, "(groups c) -> groups c", groups=groups) * (spread + eps).rsqrt()
-    shift = rearrange(bias, "(groups c) -> groups c", groups=groups) - middle * scale
-    scale, shift = (rearrange(t, "b groups c -> b (groups c) 1 1") for t in (scale, shift))
+    A GPU's convolutions want channels side by side in memory, where a group of few lies in pieces: sums channel by
+    channel read it in order, and the compiler joins them to what is around. What float32 loses between the mean of
+    squares and the square of the mean is far below the rounding of a half-precision h."""
+    wide = h.float()
+    mean, square = (
+        rearrange(t.mean((2, 3)), "b (groups c) -> b groups c", groups=groups).mean(2, keepdim=True)
+        for t in (wide, wide.square())
+    )
+    weight, bias = (rearrange(t, "(groups c) -> groups c", groups=groups) for t in (weight, bias))
+    scale = weight * ((square - mean.square()).clamp(min=0) + eps).rsqrt()
+    scale, shift = (rearrange(t, "b groups c -> b (groups c) 1 1") for t in (scale, bias - mean * scale))
     return (wide * scale + shift).to(h.dtype)
 
 
@@ -149,8 +150,8 @@ class SelfAttention(nn.Module):
             zeroed(self.proj_out)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
-        qkv = self.qkv(self.norm(h))
-        qkv = rearrange(qkv, "b (heads three d) y x -> three b heads (y x) d", heads=self.heads, three=3)
+        qkv = rearrange(self.qkv(self.norm(h)), "b c y x -> b (y x) c")  # first, for its gradient to be channels last
+        qkv = rearrange(qkv, "b n (heads three d) -> three b heads n d", heads=self.heads, three=3)
         if h.device.type == "cpu" and not (torch.is_grad_enabled() and h.shape[2] * h.shape[3] < 128):
             qkv = qkv.contiguous()  # for other strides a CPU does not fuse it, which is faster for few tokens in bf16
         x = F.scaled_dot_product_attention(*qkv)

@@ -752,6 +752,7 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
             finish(task, out)
         return step
     place = next(iter(task.model.parameters())).device
+    torch.backends.cudnn.benchmark = True  # sizes stay as they are: it is worth trying which kernels are fastest
     log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
     stop = Interrupt()
     with stop, log:
