@@ -33,7 +33,7 @@ from .presets import PRESETS, AutoencoderRecipe, DiffusionRecipe, Recipe, load_f
 # Operations a second that NVIDIA's data sheets state for dense products of fp16 (T4, which has no bf16) or bf16 with
 # sums in fp32: T4 2018, A100 2020, H100 SXM 2023 (1,979 with sparsity, and half of it without), H200, the same chip.
 CARDS = {"T4": 65e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
-FRACTION = 0.25  # of that rate: the CelebA-HQ UNet reached 0.27 of an H200's (benchmarks/RESULTS.md); else assumed
+FRACTION = 0.25  # of that rate: the CelebA-HQ UNet reached 0.34 of an H200's (benchmarks/RESULTS.md); else assumed
 
 
 @dataclass(frozen=True)

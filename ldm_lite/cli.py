@@ -275,7 +275,7 @@ def budget(arguments: list[str]) -> None:
                 print(f"  measured as there: {line}")
     percent = f"{100 * s.fraction:g} %"
     print(f"\nHours are those of one card at {percent} of its stated dense fp16 or bf16 rate.")
-    print("celebahq-ldm4 reached 27 % of an H200's, and 16 % without compilation; elsewhere it is an assumption, which")
+    print("celebahq-ldm4 reached 34 % of an H200's, and 18 % without compilation; elsewhere it is an assumption, which")
     print("python benchmarks/gpu.py measures on yours. Data that come too slowly cost more.")
     if PUBLISHED.keys() & chosen.keys():
         print(f"Published FIDs are reported by the paper, and promised to nobody. {PROTOCOL}.")
