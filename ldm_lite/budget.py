@@ -114,7 +114,9 @@ PUBLISHED = {
     "cin256-v2": Published(10.56, "table 10, 250 DDIM steps, without guidance; 3.60 with a guidance of 1.5", 271, 250),
     "text2img256": Published(None, "no table has it; table 2 is about the model of 1.45 billion, trained on LAION"),
     "layout2img256": Published(32.02, "table 9, OpenImages: 2,048 images, and not the protocol above"),
+    "layout2img-coco256": Published(42.06, "table 9, COCO, 100 steps: 2,048 images, and not the protocol above"),
     "semantic256": Published(None, "no table has it"),
+    "semantic512": Published(None, "no table has it"),
     "bsr-sr": Published(None, "no table has it; table 5 is about another model, of 169 million, and bicubic pictures"),
     "inpainting": Published(
         2.40, "table 7, 30,000 crops of Places at 512 pixels, and not the protocol above; 1.50 after fine-tuning there"

@@ -566,6 +566,33 @@ PAPER |= {
     ),
 }
 
+# Two without a published checkpoint. For layouts of COCO table 15 says 345 million parameters. Table 17 has one column
+# for all layouts, whose encoder of 16 blocks would make 371 with its output layer: 8 make 345. Maps at 512 pixels:
+# the released configuration, which names no number of steps.
+PAPER |= {
+    "layout2img-coco256": replace(
+        PAPER["layout2img256"],
+        first_stage="vq-f8",
+        model=UNetConfig(
+            channels=4,
+            width=192,
+            mult=(1, 2, 4),
+            attend_at=(1, 2, 4),
+            heads=1,
+            context=512,
+            depth=2,
+            dropout=0.1,
+        ),
+        condition=replace(PAPER["layout2img256"].condition, depth=8),
+        train=TrainConfig(steps=170_000, batch=48, lr=4.8e-5, warmup=0),
+    ),
+    "semantic512": replace(
+        PAPER["semantic256"],
+        data=DataConfig("photographs", 512, crop="random"),
+        train=TrainConfig(steps=360_000, batch=8, lr=8e-6, warmup=0),
+    ),
+}
+
 # On the built-in scenes, at sizes that a laptop trains --------------------------------------------------------------
 
 _SCENES_UNET = UNetConfig(channels=3, width=64, mult=(1, 2, 2), blocks=1, attend_at=(2, 4), head_channels=32, vector=64)

@@ -50,13 +50,22 @@ def test_a_recipe_comes_back_from_a_file_as_it_was(name, suffix, tmp_path):
     assert from_dict(type(PRESETS[name]), read(tmp_path / f"recipe{suffix}")) == PRESETS[name]
 
 
-SIZES = FIRST_STAGES | {name: DENOISERS[name] for name in PAPER}
+SIZES = FIRST_STAGES | {name: DENOISERS[name] for name in PAPER if name in DENOISERS}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_published_model_has_as_many_parameters_as_its_checkpoint(name):
     model = built(name)
     assert parameters(getattr(model, "denoiser", model)) == SIZES[name]
+
+
+def test_the_models_without_a_checkpoint_are_as_large_as_the_paper_says():
+    coco, maps = built("layout2img-coco256"), built("semantic512")
+    assert (coco.first_stage.f, coco.first_stage.channels) == (8, 4)
+    layer = 8192 * 512 + 8192  # of the original's encoder, from its features to tokens: nothing uses it
+    millions = (parameters(coco.denoiser) + parameters(coco.conditioner) + layer) / 1e6
+    assert 345 <= millions < 346
+    assert parameters(maps.denoiser) == DENOISERS["semantic256"]
 
 
 @pytest.mark.parametrize(
