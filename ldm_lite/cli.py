@@ -27,6 +27,7 @@ COMMANDS = {
     "upscale": "larger pictures from small ones: ldm-lite upscale MODEL IN OUT (a picture, or a folder of them)",
     "inpaint": "draw what a mask leaves out anew: ldm-lite inpaint MODEL IMAGE MASK OUT (white keeps; or folders)",
     "evaluate": "held-out metrics of a model: ldm-lite evaluate MODEL",
+    "notes": "COCO's annotations as the notes of a folder: ldm-lite notes FOLDER instances.json captions.json",
     "encode": "latents of images, to a file or to the shards of a folder: ldm-lite encode MODEL DATA -o FOLDER",
     "convert": "a model in another precision or layout, CompVis's and diffusers' too: ldm-lite convert MODEL FOLDER",
     "demo": "learn a small latent diffusion model from nothing: ldm-lite demo [--minutes M]",
@@ -291,6 +292,25 @@ def status(arguments: list[str]) -> None:
     if rest:
         raise InputError(f"{rest[0]}: ldm-lite status takes the folder of a run alone")
     print("\n".join(status(names[0])))
+
+
+def notes(arguments: list[str]) -> None:
+    from .data import coco
+
+    given = [a for a in arguments if not a.startswith("-")]
+    if {"--help", "-h"} & set(arguments):
+        print("usage: ldm-lite notes FOLDER FILE [FILE …]\n")
+        print(
+            "Writes FOLDER/metadata.jsonl, captions and boxes of the pictures in FOLDER, from files of annotations in"
+        )
+        print("COCO's layout: instances_train2017.json, stuff_train2017.json, captions_train2017.json.")
+        return
+    if unknown := [a for a in arguments if a.startswith("-")]:
+        raise InputError(f"{unknown[0]}: ldm-lite notes takes a folder and files of annotations alone")
+    if len(given) < 2:
+        raise InputError("ldm-lite notes needs a folder of pictures and one or more files of annotations")
+    found = coco.note(given[0], given[1:])
+    print(f"{Path(given[0]) / 'metadata.jsonl'}: {', '.join(f'{many:,} {what}' for what, many in found.items())}")
 
 
 def presets_listed() -> str:
