@@ -24,7 +24,7 @@ from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError
 from ldm_lite.data import HubImages, ImageFolder, Latents, Scenes, cache_latents, with_low_res
 from ldm_lite.data import cache as data_cache
-from ldm_lite.data.cache import Balanced, Shards
+from ldm_lite.data.cache import Balanced, Shards, narrow
 from ldm_lite.data.folder import decoded, ends, pixels, some_of
 from ldm_lite.diffusion import Diffusion, VariancePreserving
 from ldm_lite.latent import LatentDiffusion
@@ -1275,3 +1275,15 @@ def test_worker_processes_change_nothing(stage):
     alone, helped = (cache_latents(stage, Counted(), batch=3, workers=w, progress=False) for w in (0, 1))
     assert torch.equal(alone.columns["z"], helped.columns["z"])
     assert alone.columns["caption"] == helped.columns["caption"]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_cached_maps_take_a_byte_a_pixel_and_come_back_as_they_were(folder, tmp_path):
+    scenes = Scenes("train", size=16, count=5, keys=("image", "segmentation"))
+    cached = cache_latents(Pixels(), scenes, tmp_path / "latents" if folder else None, progress=False)
+    assert cached.column("segmentation").dtype == torch.uint8
+    found = cached.batch([4, 1])["segmentation"]
+    assert found.dtype == torch.long
+    assert torch.equal(found, torch.stack([scenes[4]["segmentation"], scenes[1]["segmentation"]]))
+    wide = narrow("segmentation", torch.tensor([[[3, 256]]]))
+    assert wide.tolist() == [[[3, 256]]]

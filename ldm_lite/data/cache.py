@@ -20,7 +20,7 @@ from .. import processes
 from ..config import InputError, one_or_more, whole
 
 SHARD = 8192  # items in a file: 0.2 GB of the paper's 3 x 64 x 64, read from end to end in a moment
-FORMAT = 2  # of the files; another number and older caches are made again
+FORMAT = 3  # of the files; another number and older caches are made again
 
 
 class Latents(Dataset):
@@ -43,7 +43,7 @@ class Latents(Dataset):
     def batch(self, rows: Sequence[int]) -> dict[str, Any]:
         """{"z": (B, C, h, w), …} of these rows; what cannot be stacked (captions, unequal boxes) is a list."""
         found = taken(self.columns, torch.as_tensor(rows, dtype=torch.long))
-        return found | {k: v.float() for k, v in found.items() if latent(k)}
+        return found | widened(found)
 
     def column(self, name: str) -> Tensor | list[Any]:
         """What all items have of one name, in memory."""
@@ -99,7 +99,7 @@ class Shards(Latents):
         back = torch.from_numpy(np.argsort(order, kind="stable"))
         found = {name: _joined([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
         found = taken(found, back)
-        return found | {k: v.float() for k, v in found.items() if latent(k)}
+        return found | widened(found)
 
     def verify(self) -> None:
         """Reads all of it. InputError, with the file, where the latents are not those that were written."""
@@ -273,12 +273,25 @@ def _encoded(
                         room[name] = _room(len(rows), code)
                     room[name][done : done + len(code)] = code
                 for name, values in part.items():
-                    columns.setdefault(name, []).append(values)
+                    columns.setdefault(name, []).append(narrow(name, values))
                 done += len(found["z"])
                 bar.update(len(found["z"]))
     finally:
         first_stage.train(training)
     return room | {name: _joined(values) for name, values in columns.items()}
+
+
+def narrow(name: str, values: Any) -> Any:
+    """Maps in a byte a pixel where their numbers fit, in place of eight: a map of 256 x 256 outweighs its latent."""
+    small = name == "segmentation" and isinstance(values, Tensor) and values.min() >= 0 and values.max() < 256
+    return values.to(torch.uint8) if small else values
+
+
+def widened(found: dict[str, Any]) -> dict[str, Tensor]:
+    """Latents and maps of a cache, as they are learned from."""
+    latents = {name: values.float() for name, values in found.items() if latent(name)}
+    maps = {"segmentation": found["segmentation"].long()} if isinstance(found.get("segmentation"), Tensor) else {}
+    return latents | maps
 
 
 def _place(module: nn.Module) -> torch.device:
