@@ -28,9 +28,10 @@ from ldm_lite.presets import DataConfig, recipe, told_images
 from ldm_lite.reading import finder, heard, placed, things, wanted
 from ldm_lite.runs import looked_at, miou, obedience, pictures, steady_allocator, told_samples, whole_batch
 from ldm_lite.training import Descent, TrainConfig, autocast, batches, device, learning_rate, moved, precision
-from ldm_lite.unet import UNet
+from ldm_lite.unet import UNet, UNetConfig
 
 STEPS = 30
+PIXEL_STEPS = 6_000  # about as long as scenes-upscale took
 LEARNED_FROM = 120_000  # of the first training scenes, by scenes-text
 
 
@@ -182,6 +183,33 @@ def regression(model: LatentDiffusion, steps: int, batch: int = 32) -> Callable[
     return image
 
 
+def in_pixels(steps: int, batch: int = 8) -> Callable[[Tensor], Tensor]:
+    """The same without a first stage: a network of as many weights adds to the bicubic picture, by L1, what it lacks
+    (the regression of Saharia et al. 2021, with which the paper compares)."""
+    train = TrainConfig(steps=steps, batch=batch, lr=1e-3, decay="cosine", ema=0.999)
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(width=32, mult=(1, 1, 2, 3), blocks=1, attend_at=(4, 8), heads=4)).to(device())
+    descent = Descent(network, train)
+
+    def guess(low: Tensor) -> Tensor:
+        wide = F.interpolate(low, scale_factor=4, mode="bicubic")
+        return wide + network(wide, torch.zeros(len(low), device=low.device), Condition())
+
+    def loss(part: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        error = (guess(part["low"]) - part["image"]).abs().mean()
+        return error, {"loss": error}
+
+    source: Iterator[dict[str, Any]] = batches(with_low_res(Scenes("train", count=60_000), 4), 0, train)
+    for step, part in enumerate(source):
+        descent.step(moved(part, device()), learning_rate(step, train), loss)
+
+    def image(low: Tensor) -> Tensor:
+        with descent.averaged(), torch.no_grad():
+            return torch.cat([guess(x.to(device())).clamp(-1, 1).cpu() for x in low.split(64)])
+
+    return image
+
+
 def upscale(n: int, judge: Judge) -> None:
     model, batch = given("scenes-upscale", n)
     steps = recipe("scenes-upscale").train.steps
@@ -190,6 +218,7 @@ def upscale(n: int, judge: Judge) -> None:
     made = {
         "bicubic": F.interpolate(batch["low"], (64, 64), mode="bicubic").clamp(-1, 1),
         f"L1 regression, {steps:,} steps": regression(model, steps)(batch["low"]),
+        f"L1 regression of pixels, {PIXEL_STEPS:,} steps of 8": in_pixels(PIXEL_STEPS)(batch["low"]),
         "samples": told_samples(model, batch, 64, 1.0, STEPS),
     }
     for name, images in made.items():
