@@ -389,6 +389,8 @@ class SampleConfig:
 
 
 def sample(arguments: list[str]) -> None:
+    from .conditioners import Inpainting, LowRes
+    from .editing import part
     from .inputs import apart, writable
     from .latent import SAMPLERS, LatentDiffusion
     from .samplers import grid
@@ -401,7 +403,10 @@ def sample(arguments: list[str]) -> None:
     apart([settings.output], [settings.map] if settings.map else [])
     writable(settings.output)
     model = LatentDiffusion.load(names[0])
-    told, negative = conditions(model, settings, names[0])
+    for kind, command in ((LowRes, "upscale"), (Inpainting, "inpaint")):
+        if part(model, kind) is not None:
+            raise InputError(f"{names[0]}: is for ldm-lite {command}")
+    told, negative = conditions(model, settings, names[0], settings.n)
     guided = model.conditioner.blank(told) is not told
     if not guided and (settings.rescale or settings.interval != (0, 1)):
         raise InputError(f"rescale, interval: {names[0]} is an unconditional model, without guidance")
@@ -436,30 +441,33 @@ def sample(arguments: list[str]) -> None:
     print(f"{settings.output}: {settings.n} samples, {steps} steps, guidance {' '.join(f'{g:g}' for g in scales)}")
 
 
-def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What the model is told: a batch of n, and the batch that guidance leads away from.
+def conditions(
+    model: Any, settings: SampleConfig | EditConfig, name: str, n: int
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What the model is told besides a picture: a batch of n, and the batch that guidance leads away from.
 
     InputError for what is missing and for what this model cannot be told."""
     import torch
 
     from . import inputs
-    from .conditioners import Boxes, Captions, Inpainting, Labels, LowRes, SemanticMap
+    from .conditioners import Boxes, Captions, Labels, SemanticMap
     from .editing import part
 
-    n, batch, negative = settings.n, {}, None
+    batch: dict[str, Any] = {}
+    negative: dict[str, Any] | None = None
     takes = {
         field: part(model, kind)
         for field, kind in (("label", Labels), ("prompt", Captions), ("boxes", Boxes), ("map", SemanticMap))
     }
-    for kind, command in ((LowRes, "upscale"), (Inpainting, "inpaint")):
-        if part(model, kind) is not None:
-            raise InputError(f"{name}: is for ldm-lite {command}")
     for field, conditioner in takes.items():
         if conditioner is None and getattr(settings, field):
             able = ", ".join(f"--{other}" for other, it in takes.items() if it is not None)
-            raise InputError(f"{field}: {name} is {f'told by {able}' if able else 'an unconditional model'}")
+            other = "told a picture alone" if isinstance(settings, EditConfig) else "an unconditional model"
+            raise InputError(f"{field}: {name} is {f'told by {able}' if able else other}")
     turn = lambda values: [values[i % len(values)] for i in range(n)]
     if labels := takes["label"]:
+        if isinstance(settings, EditConfig) and not settings.label:
+            raise InputError(f"label: say what the pictures show: --label with one of {', '.join(labels.names)}")
         chosen = [labels.index(label) for label in settings.label] or list(range(len(labels.names)))
         batch["label"] = torch.tensor(turn(chosen))
     if text := takes["prompt"]:
@@ -481,6 +489,12 @@ def conditions(model: Any, settings: SampleConfig, name: str) -> tuple[dict[str,
 
 @dataclass(frozen=True)
 class EditConfig:
+    label: tuple[str, ...] = ()  # of a model that is told more than the picture: the class of all pictures
+    prompt: tuple[str, ...] = ()  # or what they show, in words
+    negative: str = ""  # what guidance leads away from, in words
+    boxes: Path | None = None  # or a .json file of things and their places, as for sample
+    map: Path | None = None  # or a picture whose pixels are numbers of segments
+    guidance: tuple[float, ...] = (1.0,)  # 1 is none; or a scale for each thing that the model can do without, in order
     steps: int = 30  # of the sampler
     sampler: str = "ddim"  # or heun, dpm_solver, plms
     eta: float = 0.0  # of ddim: 0 is DDIM, 1 is DDPM
@@ -491,6 +505,11 @@ class EditConfig:
     def __post_init__(self) -> None:
         one_or_more(steps=self.steps)
         shares(eta=self.eta)
+        for name in ("label", "prompt"):
+            if len(getattr(self, name)) > 1:
+                raise InputError(f"{name}: {len(getattr(self, name))} are given; give one, which is for all pictures")
+        if not self.guidance:
+            raise InputError("guidance: give one scale, or one for each thing that the model is told")
         if self.window < 0:
             raise InputError(f"window: {self.window} is below 0")
         if self.overlap < -1:
@@ -539,8 +558,14 @@ def edited(name: str, files: list[tuple[Path, Path]], settings: EditConfig, edit
     if settings.sampler not in SAMPLERS:
         raise suggest(settings.sampler, SAMPLERS, "sampler")
     steady_allocator()
-    model = LatentDiffusion.load(name).to(device())
+    model = LatentDiffusion.load(name)
+    told, negative = conditions(model, settings, name, 1)
+    if set(settings.guidance) != {1.0} and model.conditioner.blank(told) is told:
+        raise InputError(f"guidance: {name} is told a picture alone, and nothing that it can do without; leave it out")
+    model = model.to(device())
     own: dict[str, Any] = {"steps": settings.steps, "sampler": settings.sampler, "seed": settings.seed}
+    own |= {"guidance": settings.guidance[0] if len(settings.guidance) == 1 else settings.guidance}
+    own |= {"batch": told, "negative": negative}
     own |= {"eta": settings.eta} if settings.eta else {}
     own |= {"overlap": settings.overlap} if settings.overlap >= 0 else {}
     own |= {"window": settings.window or trained_size(name)}

@@ -45,6 +45,7 @@ TOLD = {
     "larger": LowResConfig(4, 2),
     "two": TogetherConfig((TEXT, LabelsConfig(("day", "night"), 6))),
     "hole": InpaintingConfig(channels=2, f=2),
+    "told-hole": TogetherConfig((LabelsConfig(("day", "night"), 6), TEXT, InpaintingConfig(channels=2, f=2))),
 }
 
 
@@ -258,6 +259,19 @@ def test_upscale_and_inpaint_take_a_picture_or_a_folder(here, capsys):
     assert np.array_equal(np.array(Image.open("filled/0.png")), after)
 
 
+def test_inpaint_tells_a_model_that_learned_more_what_the_picture_shows(here):
+    def drawn(*more: str) -> bytes:
+        line = ["inpaint", "told-hole", "a.png", "keep.png", "out.png", "--steps", "2", "--prompt", "a house", *more]
+        assert cli.main(line) == 0
+        return (here / "out.png").read_bytes()
+
+    day = drawn("--label", "day")
+    assert day == drawn("--label", "day", "--guidance", "1", "1") != drawn("--label", "night")
+    guided = drawn("--label", "day", "--guidance", "3", "2")
+    assert guided != day and guided != drawn("--label", "day", "--guidance", "3")
+    assert drawn("--label", "day", "--guidance", "3", "--negative", "fog") != drawn("--label", "day", "--guidance", "3")
+
+
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [("map", {"miou"}), ("larger", {"psnr_to_image", "bicubic_psnr_to_image"}), ("hole", {"lpips_to_image"})],
@@ -325,6 +339,18 @@ def test_sample_help_says_what_each_model_can_be_told(capsys):
         (["sample", "text", "--prompt", "a", "--overlap", "4"], "overlap: of which windows? give --window too"),
         (["sample", "text", "--prompt", "a", "--window", "16", "--overlap", "3"], "overlap: 3 is not a multiple of 2"),
         (["upscale", "larger", "small.png", "b.png", "--overlap", "-5"], "overlap: -5 is below 0"),
+        (["upscale", "larger", "small.png", "b.png", "--label", "day"], "label: larger is told a picture alone"),
+        (["inpaint", "told-hole", "a.png", "keep.png", "b.png"], "label: say what the pictures show: --label with one"),
+        (
+            ["inpaint", "told-hole", "a.png", "keep.png", "b.png", "--label", "day", "night"],
+            "label: 2 are given; give one, which is for all pictures",
+        ),
+        (["inpaint", "told-hole", "a.png", "keep.png", "b.png", "--label", "day"], "prompt: say what the picture"),
+        (
+            ["inpaint", "told-hole", "a.png", "keep.png", "b.png", "--label", "dayy", "--prompt", "a"],
+            "dayy: no such",
+        ),
+        (["upscale", "larger", "small.png", "b.png", "--guidance", "2"], "guidance: larger is told a picture alone"),
         (["upscale", "larger", "small.png", "b.png", "--overlap", "3"], "overlap: 3 is not a multiple of 2 from 0"),
         (["inpaint", "hole", "a.png", "keep.png", "b.png", "--overlap", "16"], "overlap: 16 is not a multiple of 2"),
         (["upscale", "larger", "a.png"], "ldm-lite upscale needs a model, a picture or a folder, and where to write"),
