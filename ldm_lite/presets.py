@@ -239,7 +239,10 @@ class DiffusionRecipe:
         """The model with a random denoiser, around a given first stage, else the recipe's with random weights."""
         stage = first_stage or self._blank_stage()
         if stage.channels != self.model.channels:
-            raise InputError(f"channels: the first stage has {stage.channels}, the denoiser {self.model.channels}")
+            raise InputError(
+                f"channels: the first stage has {stage.channels}, the denoiser {self.model.channels}; "
+                f"give --model.channels {stage.channels}, or another --first_stage"
+            )
         side = self.data.size // stage.f
         if self.data.size % stage.f or side % self.model.factor:
             raise InputError(f"size: {self.data.size} is not divisible by {stage.f * self.model.factor}")

@@ -188,10 +188,14 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
                 fitting.build()
             if processes.rank() == 0:
                 print(f"{name} comes first: training it in {beside}", flush=True)
-            command = ["ldm-lite", "train", name]
-            if recipe.data.path != preset.data.path:
+            command, data = ["ldm-lite", "train", name], preset.data
+            if recipe.data.path != data.path:
                 command += ["--data", recipe.data.path]
-                preset = dataclasses.replace(preset, data=dataclasses.replace(preset.data, path=recipe.data.path))
+                data = dataclasses.replace(data, path=recipe.data.path)
+            if recipe.data.size < data.size:  # the pictures may be no larger
+                command += ["--data.size", str(recipe.data.size)]
+                data = dataclasses.replace(data, size=recipe.data.size)
+            preset = dataclasses.replace(preset, data=data)
             train_first_stage(preset, beside, shlex.join(command))
         return load_first_stage(beside)
     try:

@@ -234,6 +234,23 @@ def test_a_model_that_lies_where_the_first_stage_would_be_trained_is_taken_as_it
     assert all(torch.equal(value, made.state_dict()[name]) for name, value in stage.state_dict().items())
 
 
+@pytest.mark.parametrize(("size", "more", "learned"), [(8, " --data.size 8", 8), (16, "", 16), (32, "", 16)])
+def test_a_first_stage_learns_from_the_same_pictures_no_larger_than_they_are_asked_for(
+    here, monkeypatch, size, more, learned
+):
+    class Asked(Exception):
+        pass
+
+    def asked(recipe, out, command):
+        raise Asked(recipe.data, command)
+
+    monkeypatch.setitem(PRESETS, "a-stage", AutoencoderRecipe(data=DataConfig("photographs", 16)))
+    monkeypatch.setattr(runs, "train_first_stage", asked)
+    with pytest.raises(Asked) as found:
+        runs.first_stage_of(replace(RECIPE, first_stage="a-stage", data=DataConfig("mine", size)), Path("runs/x"))
+    assert found.value.args == (DataConfig("mine", learned), f"ldm-lite train a-stage --data mine{more}")
+
+
 def test_a_recipe_learns_from_classes_evenly_and_goes_on_as_the_same_run(here, monkeypatch, capsys):
     for i, path in enumerate(sorted((here / "mine").iterdir())):
         folder = here / "mine" / ("common" if i < 20 else "rare")

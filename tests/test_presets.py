@@ -171,7 +171,7 @@ def test_a_size_that_the_first_stage_or_the_denoiser_cannot_halve_is_refused(siz
 
 
 def test_a_denoiser_for_other_channels_than_the_first_stages_is_refused():
-    with pytest.raises(InputError, match="channels: the first stage has 4, the denoiser 3"):
+    with pytest.raises(InputError, match=r"channels: the first stage has 4, the denoiser 3; give --model.channels 4"):
         recipe("scenes-ldm4").build(recipe("demo-kl4").build())
 
 
