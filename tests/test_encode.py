@@ -244,7 +244,7 @@ def test_a_first_stage_learns_from_the_same_pictures_no_larger_than_they_are_ask
     def asked(recipe, out, command):
         raise Asked(recipe.data, command)
 
-    monkeypatch.setitem(PRESETS, "a-stage", AutoencoderRecipe(data=DataConfig("photographs", 16)))
+    monkeypatch.setitem(PRESETS, "a-stage", AutoencoderRecipe(autoencoder().config, DataConfig("photographs", 16)))
     monkeypatch.setattr(runs, "train_first_stage", asked)
     with pytest.raises(Asked) as found:
         runs.first_stage_of(replace(RECIPE, first_stage="a-stage", data=DataConfig("mine", size)), Path("runs/x"))
