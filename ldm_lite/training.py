@@ -1,6 +1,6 @@
 """The loop: fit repeats task.step(batch, step). Everything random is a function of (seed, step, rank).
 
-A checkpoint is (task, step, config), so a resumed run is the same run, bit for bit. A task is anything with
+A checkpoint is (task, step, config), so a resumed run is the same run, on a CPU bit for bit. A task is anything with
 step(batch, step) -> {name: number}, state_dict, load_state_dict and save(folder)."""
 
 from __future__ import annotations
