@@ -294,23 +294,25 @@ def status(arguments: list[str]) -> None:
     print("\n".join(status(names[0])))
 
 
+@dataclass(frozen=True)
+class NotesConfig:
+    maps: Path | None = None  # the folder of COCO-Stuff's pixel maps, NAME.png for each picture
+
+
 def notes(arguments: list[str]) -> None:
     from .data import coco
 
-    given = [a for a in arguments if not a.startswith("-")]
-    if {"--help", "-h"} & set(arguments):
-        print("usage: ldm-lite notes FOLDER FILE [FILE …]\n")
-        print(
-            "Writes FOLDER/metadata.jsonl, captions and boxes of the pictures in FOLDER, from files of annotations in"
-        )
-        print("COCO's layout: instances_train2017.json, stuff_train2017.json, captions_train2017.json.")
-        return
-    if unknown := [a for a in arguments if a.startswith("-")]:
-        raise InputError(f"{unknown[0]}: ldm-lite notes takes a folder and files of annotations alone")
-    if len(given) < 2:
+    first = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    about = (
+        "Writes FOLDER/metadata.jsonl, captions and boxes of the pictures in FOLDER, from files of annotations in "
+        "COCO's layout: instances_train2017.json, stuff_train2017.json, captions_train2017.json."
+    )
+    settings = options(NotesConfig, NotesConfig(), arguments[first:], "ldm-lite notes FOLDER FILE [FILE …]", about)
+    if first < 2:
         raise InputError("ldm-lite notes needs a folder of pictures and one or more files of annotations")
-    found = coco.note(given[0], given[1:])
-    print(f"{Path(given[0]) / 'metadata.jsonl'}: {', '.join(f'{many:,} {what}' for what, many in found.items())}")
+    folder, *files = arguments[:first]
+    found = coco.note(folder, files, settings.maps)
+    print(f"{Path(folder) / 'metadata.jsonl'}: {', '.join(f'{many:,} {what}' for what, many in found.items())}")
 
 
 def presets_listed() -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+VOID = 255  # in a map of fewer segments: a pixel of none
 DIMENSIONS = {"context": 3, "concat": 4, "vector": 2}
 
 
@@ -67,3 +68,8 @@ def matching(conditions: Sequence[Condition]) -> list[dict[str, Tensor]]:
             names = " against ".join(", ".join(x) or "none" for x in (doors[0], d))
             raise ValueError(f"open doors differ: {names}")
     return doors
+
+
+def of_segments(numbers: Tensor, many: int) -> Tensor:
+    """Those numbers of a map that have to be of one of so many segments: without VOID."""
+    return numbers[numbers != VOID] if many <= VOID else numbers

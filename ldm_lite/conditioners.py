@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .condition import Condition
+from .condition import Condition, of_segments
 from .config import InputError, one_or_more, suggest
 from .layers import SetEncoder, TokenEncoder
 from .tokens import BytePairs, Words
@@ -406,7 +406,8 @@ class SemanticMap(Conditioner):
     """batch["segmentation"] (B, H, W), numbers of segments -> concat (B, channels, H / f, W / f).
 
     Shares of the segments in each cell of the latent, through a learned 1x1 convolution without bias: the original's
-    SpatialRescaler, whose bilinear halvings are means over 2 x 2. InputError for numbers of no segment."""
+    SpatialRescaler, whose bilinear halvings are means over 2 x 2. Of 255, where there are not so many, nothing is told.
+    InputError for other numbers of no segment."""
 
     keys = ("segmentation",)
 
@@ -420,9 +421,9 @@ class SemanticMap(Conditioner):
         n, f = len(self.names), self.config.f
         if segments.ndim != 3 or segments.shape[1] % f or segments.shape[2] % f:
             raise InputError(f"segmentation: {tuple(segments.shape)} is not (B, H, W) with sides divisible by {f}")
-        low, high = int(segments.min()), int(segments.max())
-        if low < 0 or high >= n:
-            wrong = high if high >= n else low
+        known = of_segments(segments, n)
+        if len(known) and (known.min() < 0 or known.max() >= n):
+            wrong = int(known.max() if known.max() >= n else known.min())
             raise InputError(f"segmentation: {wrong} is no segment; there are 0 to {n - 1}: {', '.join(self.names)}")
         weight = self.channel_mapper.weight
         shares = torch.stack([(segments == k).to(weight.dtype) for k in range(n)], 1)

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ldm_lite import cli
+from ldm_lite.conditioners import SemanticMap, SemanticMapConfig
 from ldm_lite.config import InputError
 from ldm_lite.data import ImageFolder, coco
 
@@ -54,6 +56,35 @@ def test_captions_alone_make_no_boxes(tmp_path):
     root = published(tmp_path)
     assert coco.note(root, [tmp_path / "captions.json"]) == {"pictures": 2, "captions": 2, "boxes": 0}
     assert "boxes" not in ImageFolder(root, size=30)[0]
+
+
+def test_pixel_maps_are_named_by_the_categories_and_255_is_none(tmp_path, capsys):
+    root = published(tmp_path)
+    (tmp_path / "maps").mkdir()
+    for i, name in enumerate(("a.png", "b.png")):
+        numbers = np.full((40, 30), 2 + 15 * i, np.uint8)
+        numbers[:7] = 255
+        Image.fromarray(numbers).save(tmp_path / "maps" / name)
+    line = ["notes", str(root), str(tmp_path / "instances.json"), "--maps", str(tmp_path / "maps")]
+    assert cli.main(line) == 0
+    data = ImageFolder(root, size=30)
+    assert len(data.segment_names) == 18 and data.segment_names[2] == "car" and data.segment_names[17] == "dog"
+    found = data[1]["segmentation"]
+    assert (found[:2] == 255).all() and (found[2:] == 17).all()  # the square begins 5 pixels below the top
+    told = SemanticMap(SemanticMapConfig(data.segment_names, f=2))
+    telling = told({"segmentation": found[None]}).concat
+    assert not telling[:, :, 0].any() and telling[:, :, 1:].any()
+    (root / "metadata.jsonl").unlink()
+    assert cli.main(line) == 2
+    assert "segments.txt: is there already" in capsys.readouterr().err
+
+
+def test_a_picture_without_its_map_is_named(tmp_path):
+    root = published(tmp_path)
+    (tmp_path / "maps").mkdir()
+    with pytest.raises(InputError, match=r"a\.png: no such file, and a\.jpg needs its map"):
+        coco.note(root, [tmp_path / "instances.json"], tmp_path / "maps")
+    assert sorted(path.name for path in root.iterdir()) == ["a.jpg", "b.jpg"]
 
 
 def test_notes_that_are_there_are_left_as_they_are(tmp_path, capsys):

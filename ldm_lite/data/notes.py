@@ -6,8 +6,9 @@ metadata.jsonl has one line for each picture, of which file_name alone is needed
      "objects": {"bbox": [[x, y, width, height], …], "categories": ["dog", …]}}
 
 Boxes are COCO's: pixels of the upright picture, from its upper left corner. A map is a picture as large as its own,
-whose pixels are numbers of segments; segments.txt may name these, one a line. What is cut or mirrored is so everywhere:
-captions alone stay as they are, so a folder whose captions say left and right is not for flip."""
+whose pixels are numbers of segments; segments.txt may name these, one a line. 255 is none of them, as in COCO-Stuff,
+VOC and Cityscapes, unless there are so many. What is cut or mirrored is so everywhere: captions alone stay as they are,
+so a folder whose captions say left and right is not for flip."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..condition import of_segments
 from ..config import InputError
 
 FILE, NAMES = "metadata.jsonl", "segments.txt"
@@ -182,7 +184,7 @@ def segments(
     if picture.size != whole:
         raise InputError(f"{path}: {picture.size} is of another size than its picture, {whole}")
     numbers = torch.from_numpy(np.array(picture).astype(np.int64))
-    if many is not None and (high := int(numbers.max())) >= many:
+    if many is not None and len(known := of_segments(numbers, many)) and (high := int(known.max())) >= many:
         raise InputError(f"{path}: {high} is no segment; {NAMES} has names for 0 to {many - 1}")
     side = min(whole)
     at = (torch.arange(size, dtype=torch.float64) + 0.5) * side / size
