@@ -103,6 +103,8 @@ def test_notes_that_are_there_are_left_as_they_are(tmp_path, capsys):
             "annotation 1 has no box of a cat",
         ),
         ({"annotations": [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 5]}]}, "annotation 1 has no box of a cat"),
+        ({"annotations": [{"image_id": 7, "category_id": [3], "bbox": [0, 0, 5, 5]}]}, "annotation 1 has no box of a"),
+        ({"annotations": [{"image_id": 7, "category_id": 3, "bbox": "here"}]}, "annotation 1 has no box of a category"),
         ({"annotations": None}, "its annotations need image_id"),
         ({"annotations": [{"image_id": [7]}]}, "its annotations need image_id"),
         ({"images": [{"id": 7}]}, "its images need id and file_name"),

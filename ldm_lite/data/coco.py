@@ -45,11 +45,12 @@ def note(root: str | Path, files: Sequence[str | Path], maps: str | Path | None 
             if "caption" in one:
                 row.setdefault("caption", []).append(" ".join(str(one["caption"]).split()))
             elif "bbox" in one and not one.get("iscrowd"):
-                if not four(one["bbox"]) or one.get("category_id") not in kinds:
+                kind = kinds.get(one["category_id"]) if has(one, ["category_id"]) else None
+                if kind is None or not four(one["bbox"]):
                     raise InputError(f"{path}: annotation {number} has no box of a category that is listed")
                 if min(one["bbox"][2:]) > 0:
                     row["objects"]["bbox"].append(one["bbox"])
-                    row["objects"]["categories"].append(kinds[one["category_id"]])
+                    row["objects"]["categories"].append(kind)
     for name, row in rows.items() if maps else ():
         drawn = Path(maps or "") / Path(name).with_suffix(".png")
         if not drawn.is_file():
