@@ -23,7 +23,7 @@ from ldm_lite.data.scenes import OBJECTS
 from ldm_lite.features import Features
 from ldm_lite.latent import LatentDiffusion
 from ldm_lite.losses import LPIPS
-from ldm_lite.metrics import fid, precision_recall, psnr, ssim
+from ldm_lite.metrics import fid, high_frequency, precision_recall, psnr, ssim
 from ldm_lite.presets import DataConfig, recipe, told_images
 from ldm_lite.reading import finder, heard, placed, things, wanted
 from ldm_lite.runs import looked_at, miou, obedience, pictures, steady_allocator, told_samples, whole_batch
@@ -213,7 +213,7 @@ def in_pixels(steps: int, batch: int = 8) -> Callable[[Tensor], Tensor]:
 def upscale(n: int, judge: Judge) -> None:
     model, batch = given("scenes-upscale", n)
     steps = recipe("scenes-upscale").train.steps
-    table("x 4", "PSNR", "SSIM", "LPIPS", "FID")
+    table("x 4", "PSNR", "SSIM", "LPIPS", "FID", "texture kept")
     distance = LPIPS(judge.features)
     made = {
         "bicubic": F.interpolate(batch["low"], (64, 64), mode="bicubic").clamp(-1, 1),
@@ -225,7 +225,8 @@ def upscale(n: int, judge: Judge) -> None:
         pairs = [(a.to(device()), b.to(device())) for a, b in zip(batch["image"].split(64), images.split(64))]
         far = torch.cat([distance(a, b).cpu() for a, b in pairs]).mean()
         image = batch["image"]
-        row(name, float(psnr(images, image).mean()), float(ssim(images, image).mean()), float(far), judge.fid(images))
+        seen = float(psnr(images, image).mean()), float(ssim(images, image).mean()), float(far), judge.fid(images)
+        row(name, *seen, float(high_frequency(images).mean() / high_frequency(image).mean()))
 
 
 CANVASES = (((64, 64), 0), ((64, 128), 0), ((128, 128), 0), ((64, 128), 64), ((128, 128), 64), ((512, 512), 64))
