@@ -328,7 +328,7 @@ SAME = {
         channels=3, concat=3, width=128, mult=(1, 2, 2), blocks=1, attend_at=(), head_channels=64
     ),  # attention in the middle alone
     "sd-v1": UNetConfig(channels=4, width=128, mult=(1, 1, 1, 2), blocks=1, attend_at=(1, 2, 4), heads=2, context=6),
-    # diffusers has one size of heads for all levels: this cannot be one of theirs
+    # diffusers has one size of heads for all levels: this cannot be written as one of theirs
     "churches": UNetConfig(
         channels=4, width=128, mult=(1, 2), blocks=2, attend_at=(1, 2), heads=4, film=True, resblock_updown=True
     ),
@@ -509,6 +509,22 @@ def test_diffusers_computes_the_same_from_the_folder_of_a_denoiser_and_back(name
     for folder in ("ours", "theirs"):
         assert_same(load_diffusers(tmp_path / folder), unet)
     assert_alike(unet, other, questions(config))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_diffusers_computes_the_same_as_churches_once_its_attention_has_as_many_heads(tmp_path):
+    """It has one size of heads for all levels, and is written with it; its blocks take any number all the same."""
+    from diffusers.models.attention_processor import Attention
+
+    config = SAME["churches"]
+    unet = denoiser(config)
+    save_diffusers(UNet(replace(config, heads=None, head_channels=32)), tmp_path)
+    theirs = peer(tmp_path)
+    theirs.load_state_dict(translated(unet, "diffusers"))
+    for module in theirs.modules():
+        if isinstance(module, Attention):
+            module.heads = config.heads
+    assert_alike(unet, lambda dtype: lambda z, clock, _: theirs.to(dtype)(z, clock).sample, questions(config))
 
 
 def test_a_wrong_number_of_heads_loads_strictly_and_computes_something_else(tmp_path):
