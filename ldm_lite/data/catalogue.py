@@ -37,6 +37,8 @@ class Known:
 
 FACES = "for non-commercial research only; no picture may be passed on, not even in a notebook's output or a report"
 SCENES = "LSUN states no licence"
+# CelebA-HQ: the paper's 25,000 to learn from and 5,000 are another split of the same 30,000 faces, so an FID against
+# these 28,000 is not the paper's. LSUN: no second id holds the same pictures; in its place is LSUN's own file (home).
 KNOWN = {
     "celebahq": Known(
         ("mattymchen/celeba-hq", "jxie/celeba-hq"),
