@@ -56,19 +56,15 @@ def segment_map(conditioner: SemanticMap, path: Path | None) -> Tensor:
         to = f"divisible by {f}; make it {near((picture.height, picture.width), f)}, without smoothing"
         raise InputError(f"{path}: {picture.height} x {picture.width} pixels are not {to}")
     segments = torch.from_numpy(np.array(picture).astype(np.int64))
-    try:
-        conditioner({"segmentation": segments[None]})
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    if (high := int(segments.max())) >= len(conditioner.names):  # 255, too: who asks has to say what is everywhere
+        raise InputError(f"{path}: {high} is no segment; there are {names}")
     return segments
 
 
-def opened(path: Path, decoded: bool = True) -> Any:
-    """A picture, decoded and upright, or with its header alone. InputError when it is none."""
+def opened(path: Path) -> Any:
+    """A picture, decoded and upright. InputError when it is none."""
     try:
         picture = Image.open(path)
-        if not decoded:
-            return picture
         picture.load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -77,9 +73,9 @@ def opened(path: Path, decoded: bool = True) -> Any:
     return upright(picture)
 
 
-def opaque(path: Path, decoded: bool = True) -> Any:
+def opaque(path: Path) -> Any:
     """A picture as `opened` has it. InputError for one with an alpha channel, whose colours are not certain."""
-    picture = opened(path, decoded)
+    picture = opened(path)
     if picture.has_transparency_data:
         raise InputError(f"{path}: has an alpha channel; save it without, on the background that it should have")
     return picture
@@ -109,11 +105,11 @@ def pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def ready(files: Sequence[tuple[Path, Path]], others: Sequence[Path] = (), lossless: bool = False) -> None:
-    """InputError, before any work, for a picture whose header is not one that can be taken, and for a target that is
-    read itself, as a picture or as one of the others, or that cannot be written."""
+    """InputError, before any work, for a picture that cannot be taken or decoded, and for a target that is read itself,
+    as a picture or as one of the others, or that cannot be written."""
     apart([to for _, to in files], [*others, *(path for path, _ in files)])
     for path, _ in files:
-        opaque(path, decoded=False)
+        opaque(path)
     for _, to in files:
         writable(to, lossless)
 

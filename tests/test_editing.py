@@ -63,6 +63,10 @@ def here(monkeypatch, tmp_path):
     (tmp_path / "mixed").mkdir()
     Image.fromarray(picture[:4, :4]).save("mixed/0.png")
     Image.fromarray(picture).convert("RGBA").save("mixed/1.png")
+    (tmp_path / "cut").mkdir()
+    Image.fromarray(picture[:4, :4]).save("cut/0.png")
+    Image.fromarray(picture).save("cut/1.png")
+    (tmp_path / "cut/1.png").write_bytes((tmp_path / "cut/1.png").read_bytes()[:-40])
     (tmp_path / "mixed-out").mkdir()
     Image.fromarray(picture).save("mixed-out/0.png")
     Image.fromarray(picture[:5, :4]).save("small.png")
@@ -80,6 +84,7 @@ def here(monkeypatch, tmp_path):
     Image.fromarray(np.arange(16 * 24, dtype=np.uint8).reshape(16, 24) % 2).save("map.png")
     Image.fromarray(np.full((16, 24), 2, np.uint8)).save("unknown.png")
     Image.fromarray(np.zeros((16, 23), np.uint8)).save("odd.png")
+    Image.fromarray(np.arange(16 * 24, dtype=np.uint8).reshape(16, 24) % 2 * 255).save("mask.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
     pine = {"kind": "pine", "box": [0.1, 0.2, 0.5, 1]}
     for name, rows in {
@@ -329,7 +334,8 @@ def test_sample_help_says_what_each_model_can_be_told(capsys):
         (["sample", "layout", "--boxes", "dict.json"], "dict.json: is not a list such as [{"),
         (["sample", "map"], "map: give a picture whose pixels are numbers of segments: 0 sky, 1 sea"),
         (["sample", "map", "--map", "a.png"], "a.png: has colours (RGB); its pixels must be numbers: 0 sky, 1 sea"),
-        (["sample", "map", "--map", "unknown.png"], "unknown.png: segmentation: 2 is no segment; there are 0 to 1"),
+        (["sample", "map", "--map", "unknown.png"], "unknown.png: 2 is no segment; there are 0 sky, 1 sea"),
+        (["sample", "map", "--map", "mask.png"], "mask.png: 255 is no segment; there are 0 sky, 1 sea"),
         (["sample", "map", "--map", "odd.png"], "odd.png: 16 x 23 pixels are not divisible by 2; make it 16 x 22"),
         (["sample", "map", "--map", "map.png", "--size", "16"], "size: 16 x 16, and map.png is 16 x 24; leave"),
         (["sample", "larger"], "larger: is for ldm-lite upscale"),
@@ -362,6 +368,7 @@ def test_sample_help_says_what_each_model_can_be_told(capsys):
         (["upscale", "larger", "text", "b"], "text: holds no pictures"),
         (["upscale", "larger", ".", "."], "would be overwritten; give another place"),
         (["upscale", "larger", "a.png", "pics/../a.png"], "pics/../a.png: is read, and would be overwritten"),
+        (["upscale", "larger", "cut", "mixed-out"], "cut/1.png: cannot be read as a picture"),
         (["upscale", "larger", "mixed", "mixed-out"], "mixed/1.png: has an alpha channel; save it without"),
         (["upscale", "larger", "a.png", "keep.png/b.png"], "keep.png/b.png: cannot be written"),
         (["upscale", "larger", "a.png", "folder.png"], "output: folder.png is a folder"),
