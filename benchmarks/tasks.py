@@ -1,7 +1,7 @@
 """Whether the shipped models draw what they are told: python benchmarks/tasks.py TASK… [--samples 1000]
 
 Held-out scenes say what to draw, and Features("scenes") and scenes-objects look at what was drawn; each number stands
-beside that of the real scenes, read in the same way. TASK: class, text, layout, map, upscale, canvas."""
+beside that of the real scenes, read in the same way. TASK: class, text, layout, map, upscale, holes, canvas."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ldm_lite.attention import recorded
 from ldm_lite.condition import Condition
 from ldm_lite.data import Scenes, with_low_res
 from ldm_lite.data.scenes import OBJECTS
+from ldm_lite.editing import inpainted
 from ldm_lite.features import Features
 from ldm_lite.latent import LatentDiffusion
 from ldm_lite.losses import LPIPS
@@ -229,6 +230,34 @@ def upscale(n: int, judge: Judge) -> None:
         row(name, *seen, float(high_frequency(images).mean() / high_frequency(image).mean()))
 
 
+def holes(n: int, judge: Judge) -> None:
+    """Distance: LPIPS of the hole alone, its bounding box of 16 pixels or more a side. kept: by how much a pixel that
+    the mask keeps differs from what it was, at most, in 255ths."""
+    model, batch = given("scenes-inpaint", n)
+    keep, image, distance = batch["mask"].bool(), batch["image"], LPIPS(judge.features)
+    size, settings = 64, {"steps": STEPS, "batch_size": 64}
+    with autocast(model.device, precision("auto", model.device)):
+        parts = [(a.to(device()), b.to(device())) for a, b in zip(image.split(64), keep.float().split(64))]
+        filled = torch.cat([inpainted(model, *part, size, **settings).cpu() for part in parts])
+    grey = torch.where(keep, image, torch.zeros(()))
+    table("holes", "LPIPS in the hole", "FID of the whole", "kept")
+    for name, images in (("grey", grey), ("filled", filled)):
+        far = [distance(*(cut(x[None], k).to(device()) for x in (a, b))).item() for a, b, k in zip(image, images, keep)]
+        changed = ((images - image).abs() * keep).max() * 127.5
+        row(name, sum(far) / n, judge.fid(images), float(changed))
+
+
+def cut(image: Tensor, keep: Tensor, least: int = 16) -> Tensor:
+    """The part of an image around its hole."""
+    sides = []
+    for at in ((~keep[0]).any(1), (~keep[0]).any(0)):
+        where = at.nonzero()
+        side = max(least, int(where.max() - where.min()) + 1)
+        first = min(int(where.min()), len(at) - side)
+        sides.append(slice(first, first + side))
+    return image[..., sides[0], sides[1]]
+
+
 CANVASES = (((64, 64), 0), ((64, 128), 0), ((128, 128), 0), ((64, 128), 64), ((128, 128), 64), ((512, 512), 64))
 
 
@@ -274,7 +303,15 @@ def grow(height: int, width: int, window: int) -> None:
     print(grown(lambda: drawn((height, width), window, 4, 2)))
 
 
-TASKS = {"class": of_class, "text": text, "layout": layout, "map": semantic, "upscale": upscale, "canvas": canvas}
+TASKS = {
+    "class": of_class,
+    "text": text,
+    "layout": layout,
+    "map": semantic,
+    "upscale": upscale,
+    "holes": holes,
+    "canvas": canvas,
+}
 
 
 def main() -> None:

@@ -343,7 +343,8 @@ error is trained to draw this mean in one go. (It is not 3 dB: a part of the err
 stage's, which no sample can avoid.)
 
 LPIPS, though made of features, compares with *this* truth too. FID and texture compare sets, and
-ask if a picture could be one of them. No single number does both [3].
+ask if a picture could be one of them. Here FID prefers the mean, too: the network behind it learned
+to read scenes with and without their texture, and does not miss it. No single number does it all [3].
 """
 
 # %% crops-figure tags=figure

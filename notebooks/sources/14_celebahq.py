@@ -891,7 +891,9 @@ def plan(card, hours):
     share = seen[width] / cost.images
     as_published = width == 224 and share >= 1
     fid = f"{PUBLISHED['celebahq-ldm4'].fid} was published" if as_published else "not measured"
-    return {"width": width, "fits": fits, "share": share, "FID": fid, "seen": seen}
+    steps = round(seen[width] / cost.batch)
+    command = f"ldm-lite train celebahq-ldm4 --model.width {width} --steps {steps} --memory {GIB[card] - 1}GB"
+    return {"width": width, "fits": fits, "share": share, "FID": fid, "seen": seen, "command": command}
 
 
 # %% chooser tags=figure
@@ -901,7 +903,7 @@ from ldm_lite.course import widgets
 def chart(card, hours):
     """The plan as a picture."""
     p = plan(card, hours)
-    figure, axis = figures.canvas(6.6, 1.8)
+    figure, axis = figures.canvas(6.6, 2.0)
     colours = [figures.BLUE if w == p["width"] else figures.LINE for w in widths]
     millions = [p["seen"][w] / 1e6 for w in widths]
     bars = axis.barh([f"width {w}" for w in widths], millions, color=colours)
@@ -911,7 +913,7 @@ def chart(card, hours):
     axis.set(xscale="log", xlim=(0.1, 3000), xlabel="million pictures", axisbelow=True)
     axis.invert_yaxis()
     said = f"{card}, {hours} h: {p['share']:.1%} of the paper's pictures, {p['fits']} at once, FID "
-    axis.set_title(said + p["FID"], fontsize=9)
+    axis.set_title(f"{said}{p['FID']}\n{p['command']}", fontsize=8)
     found = np.array(Image.open(io.BytesIO(figures.png(figure))).convert("RGB"))
     return torch.from_numpy(found).permute(2, 0, 1)[None].float() / 127.5 - 1
 
