@@ -410,8 +410,11 @@ def sample(arguments: list[str]) -> None:
             raise InputError(f"{names[0]}: is for ldm-lite {command}")
     told, negative = conditions(model, settings, names[0], settings.n)
     guided = model.conditioner.blank(told) is not told
-    if not guided and (settings.rescale or settings.interval != (0, 1)):
-        raise InputError(f"rescale, interval: {names[0]} is an unconditional model, without guidance")
+    asked = settings.guidance not in ((1.0,), SampleConfig().guidance)
+    if not guided and (asked or settings.rescale or settings.interval != (0, 1)):
+        raise InputError(
+            f"guidance, rescale, interval: {names[0]} is told nothing that it can do without; leave them out"
+        )
     steps = len(grid(settings.grid, model.diffusion.schedule, settings.steps)) - 1  # the original's may be others
 
     from tqdm.auto import tqdm

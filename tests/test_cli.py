@@ -109,7 +109,7 @@ def test_a_folder_of_photographs_trains_both_generic_presets_with_no_edit(here, 
     assert runs.finished(here / "runs/ldm")
     capsys.readouterr()
     said = refused(capsys, "sample", "runs/ldm", "--rescale", "0.5")
-    assert said.endswith("rescale, interval: runs/ldm is an unconditional model, without guidance")
+    assert said.endswith("interval: runs/ldm is told nothing that it can do without; leave them out")
 
 
 @pytest.mark.parametrize("task", ["text", "layout", "map", "upscale", "inpaint"])

@@ -337,6 +337,7 @@ def test_sample_help_says_what_each_model_can_be_told(capsys):
         (["sample", "map", "--map", "unknown.png"], "unknown.png: 2 is no segment; there are 0 sky, 1 sea"),
         (["sample", "map", "--map", "mask.png"], "mask.png: 255 is no segment; there are 0 sky, 1 sea"),
         (["sample", "map", "--map", "odd.png"], "odd.png: 16 x 23 pixels are not divisible by 2; make it 16 x 22"),
+        (["sample", "map", "--map", "map.png", "--guidance", "4"], "guidance, rescale, interval: map is told nothing"),
         (["sample", "map", "--map", "map.png", "--size", "16"], "size: 16 x 16, and map.png is 16 x 24; leave"),
         (["sample", "larger"], "larger: is for ldm-lite upscale"),
         (["sample", "hole"], "hole: is for ldm-lite inpaint"),

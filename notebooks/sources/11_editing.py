@@ -344,7 +344,7 @@ stage's, which no sample can avoid.)
 
 LPIPS, though made of features, compares with *this* truth too. FID and texture compare sets, and
 ask if a picture could be one of them. Here FID prefers the mean, too: the network behind it learned
-to read scenes with and without their texture, and does not miss it. No single number does it all [3].
+to read scenes with and without their texture, and does not miss it. No single number does all [3].
 """
 
 # %% crops-figure tags=figure

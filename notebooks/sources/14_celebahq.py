@@ -892,8 +892,15 @@ def plan(card, hours):
     as_published = width == 224 and share >= 1
     fid = f"{PUBLISHED['celebahq-ldm4'].fid} was published" if as_published else "not measured"
     steps = round(seen[width] / cost.batch)
-    command = f"ldm-lite train celebahq-ldm4 --model.width {width} --steps {steps} --memory {GIB[card] - 1}GB"
-    return {"width": width, "fits": fits, "share": share, "FID": fid, "seen": seen, "command": command}
+    line = f"--model.width {width} --steps {steps} --memory {GIB[card] - 1}GB"
+    return {
+        "width": width,
+        "fits": fits,
+        "share": share,
+        "FID": fid,
+        "seen": seen,
+        "command": command,
+    }
 
 
 # %% chooser tags=figure
@@ -913,7 +920,7 @@ def chart(card, hours):
     axis.set(xscale="log", xlim=(0.1, 3000), xlabel="million pictures", axisbelow=True)
     axis.invert_yaxis()
     said = f"{card}, {hours} h: {p['share']:.1%} of the paper's pictures, {p['fits']} at once, FID "
-    axis.set_title(f"{said}{p['FID']}\n{p['command']}", fontsize=8)
+    axis.set_title(f"{said}{p['FID']}\nldm-lite train celebahq-ldm4 {p['line']}", fontsize=8)
     found = np.array(Image.open(io.BytesIO(figures.png(figure))).convert("RGB"))
     return torch.from_numpy(found).permute(2, 0, 1)[None].float() / 127.5 - 1
 
