@@ -893,14 +893,8 @@ def plan(card, hours):
     fid = f"{PUBLISHED['celebahq-ldm4'].fid} was published" if as_published else "not measured"
     steps = round(seen[width] / cost.batch)
     line = f"--model.width {width} --steps {steps} --memory {GIB[card] - 1}GB"
-    return {
-        "width": width,
-        "fits": fits,
-        "share": share,
-        "FID": fid,
-        "seen": seen,
-        "command": command,
-    }
+    found = {"width": width, "fits": fits, "share": share, "FID": fid}
+    return found | {"seen": seen, "line": line}
 
 
 # %% chooser tags=figure
