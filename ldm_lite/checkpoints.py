@@ -357,8 +357,8 @@ def load_compvis(
     were trained with. Weights trained with the later code have the heads of their configuration: give a UNetConfig.
     part: "first_stage" or "denoiser" of a whole model, alone; left out, all that the file has, or the first stage if
     `expect` is one.
-    scale: of the latents; left out, the file's `scale_factor`, else 1 for a VQ model and for a first stage alone. A
-    whole KL model must have one (a constant in the original's YAML, such as 0.18215, is not in the file).
+    scale: of the latents; left out, the file's `scale_factor` or the published model's, else 1 for a VQ model and for a
+    first stage alone. A whole KL model must have one (a constant in the YAML, such as 0.18215, is not in the file).
     labels: the names of a class-conditional model's classes, of a layout's kinds or of a map's segments; left out,
     numbers. A table of as many rows as classes (cin256) gets a null class of zeros, which nothing was trained with: no
     guidance then.
@@ -381,7 +381,7 @@ def load_compvis(
     stage = _compvis_first_stage(state, stage_config, path)
     vq, measured = stage.config.bottleneck == "vq", state.get("scale_factor")
     if scale is None:
-        if measured is None and part == "model" and isinstance(expect, str):
+        if measured is None and isinstance(expect, str):
             measured = YAML_SCALES.get(expect)
         if part == "model" and measured is None and not vq:
             raise InputError(f"{path}: scale_factor is missing; give scale, the scale_factor of the model's YAML")

@@ -1,8 +1,8 @@
 """From a recipe to a folder: data, training, the latent scale, held-out metrics, and weights with a card.
 
-out/run.json, checkpoint.pt, log.csv, samples/ are the loop's (training.py); skipped.txt has what could not be decoded;
-out/model/ has model.safetensors, config.json, metrics.json and card.md, which is written last: where it stands, the run
-is finished."""
+out/run.json, checkpoint.pt, log.csv, samples/ are the loop's (training.py); skipped.txt has what could not be decoded,
+scale.json the scale of the latents where the first stage had none; out/model/ has model.safetensors, config.json,
+metrics.json and card.md, which is written last: where it stands, the run is finished."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ from .training import begun as stepped
 
 STAGE = "first_stage_weights"  # in run.json
 SKIPPED = "skipped.txt"
+SCALE = "scale.json"  # of the latents, where the first stage had none
 MEASURED = 1024  # images that the latent scale is measured on
 JUDGED = 256  # images and samples that a denoiser's held-out metrics, and a demo's, are means of
 RECONSTRUCTED = 2048  # images that a first stage's are: an FID of few images is too large
@@ -108,11 +109,7 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
     if unfinished(out):
         torch.manual_seed(mix(recipe.train.seed, task.config.steps) + processes.rank())
         with task.descent.averaged(), torch.no_grad(), task.descent.autocast():
-            # spread over the dataset: neighbours in a folder may be alike
-            images = images.take(MEASURED) if recipe.data.stream else images
-            rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().tolist()
-            own = rows[processes.rank() :: processes.count()]
-            model.measure_scale(batch["image"].to(device()) for batch in batches(images, own))
+            measure_scale(model, images)
 
         def judge() -> None:
             task.save(out / "model")
@@ -132,6 +129,7 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
     begin_with(model, recipe)
+    scale_latents(stage, images, recipe, out, weights)
     if recipe.cache and not recipe.data.stream and unfinished(out):
         from .data.cache import Balanced, cache_latents
 
@@ -153,6 +151,54 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     if unfinished(out):
         processes.alone(judge)
     return out / "model"
+
+
+def measure_scale(stage: nn.Module, images: Any) -> int:
+    """Gives a first stage the scale of its latents of MEASURED images, a share on each rank; returns how many.
+
+    They are spread over the dataset: neighbours in a folder may be alike. Of a stream they are the first."""
+    images = images.take(MEASURED) if getattr(images, "streaming", False) else images
+    rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().tolist()
+    own = rows[processes.rank() :: processes.count()]
+    stage.measure_scale(batch["image"].to(home(stage)) for batch in batches(images, own))
+    return len(rows)
+
+
+def scale_latents(stage: nn.Module, images: Any, recipe: DiffusionRecipe, out: Path, weights: dict[str, str]) -> None:
+    """Gives a KL first stage without a scale, such as a converted one, that of its latents of the training data.
+
+    It is written to out/scale.json before anything is encoded: a run that goes on reads it there, and one that began
+    without goes on without. InputError where latents come from elsewhere, in the scale of the time."""
+    if getattr(getattr(stage, "config", None), "bottleneck", "") != "kl" or float(stage.scale) != 1 or recipe.init:
+        return  # what `init` names has learned in the scale of this very first stage
+    mark, about_it = out / SCALE, weights | {"data": to_dict(recipe.data)}
+
+    def held() -> tuple[bool, float | None]:
+        there = read(mark) if mark.is_file() else {}
+        same = stepped(out) or all(there.get(name) == value for name, value in about_it.items())
+        return stepped(out), there.get("scale") if same else None
+
+    goes_on, scale = processes.shared(held)
+    if scale is not None:
+        stage.scale.fill_(scale)
+    if goes_on or scale is not None:
+        return
+    if recipe.latents:
+        raise InputError(
+            f"first_stage: {recipe.first_stage} has no scale of its latents, and those in {recipe.latents} would be in "
+            "none; convert it with --scale (1 / the deviation that ldm-lite encode prints), or leave --latents out"
+        )
+    processes.alone(claimed, out, recipe.train, about(recipe) | weights)
+    place = home(stage)
+    with skipping(images, out), torch.random.fork_rng([place] if place.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(mix(recipe.train.seed) + processes.rank())
+        with autocast(place, precision("auto", place)):
+            n = measure_scale(stage, images)
+    scale = processes.shared(float, stage.scale)  # to the last bit: it is in the name of what is encoded
+    stage.scale.fill_(scale)
+    processes.alone(write, mark, {"scale": scale, "images": n} | about_it)
+    if processes.rank() == 0:
+        print(f"{recipe.first_stage} has no scale of its latents: {scale:.5g}, measured on {n} images", flush=True)
 
 
 def train_reader(recipe: ReaderRecipe | FinderRecipe, out: Path, command: str = "") -> Path:
@@ -705,6 +751,9 @@ def card(out: Path, model: nn.Module, recipe: Recipe, config: Any, command: str,
         "licence": "MIT, like the code",
     }
     facts |= begun(getattr(recipe, "init", ""))
+    if (out / SCALE).is_file():
+        there = read(out / SCALE)
+        facts["latents"] = f"scaled by {there['scale']:.5g}, measured on {there['images']} images of the data"
     if left_out := skipped(out):
         facts["skipped"] = f"{len(left_out)} pictures that could not be decoded, of those met; {SKIPPED} lists them"
     rows = [f"| {k.replace('_', ' ')} | {v} | {MEANING.get(k, '')} |" for k, v in numbers.items()]

@@ -840,6 +840,16 @@ def test_the_first_stage_in_a_whole_model_is_found_with_its_scale(given, scale, 
     assert_same(load_compvis(path, PLAIN, scale=given), model)  # who asks for a first stage gets it
 
 
+@pytest.mark.parametrize(("name", "scale"), [("sd-v1", 0.18215), ("txt2img-1p4b", 0.18215), ("ffhq-ldm4", 1.0)])
+def test_the_first_stage_of_a_published_model_has_the_scale_that_only_its_configuration_says(name, scale, tmp_path):
+    path = tmp_path / "model.ckpt"
+    inside = {f"first_stage_model.{name}": value for name, value in original(stage(PLAIN)).items()}
+    torch.save({"state_dict": inside}, path)
+    found = load_compvis(path, name, part="first_stage")
+    assert float(found.scale) == pytest.approx(scale)
+    assert float(load_compvis(path, name, part="first_stage", scale=0.5).scale) == 0.5
+
+
 class Touch:
     """Pickled, it is a call that makes a file."""
 

@@ -49,7 +49,9 @@ def here(monkeypatch, tmp_path):
     monkeypatch.setitem(PRESETS, "mine-ldm", RECIPE)
     pictures(tmp_path / "mine")
     torch.manual_seed(0)
-    latent_diffusion().save(tmp_path / "model")
+    model = latent_diffusion()
+    model.first_stage.scale.fill_(1.1)
+    model.save(tmp_path / "model")
     return tmp_path
 
 
@@ -323,3 +325,88 @@ def test_a_run_that_is_older_than_the_mark_of_its_first_stage_goes_on(here, monk
     del there["about"][runs.STAGE]
     write(mark, there)
     assert cli.main(line) == 0 and read(mark) == there
+
+
+def unscaled(here: Path, bottleneck: str = "kl") -> tuple[float, float]:
+    """A first stage as convert leaves it, without a scale; returns the deviations of its latents of what is learned:
+    of draws and of means."""
+    torch.manual_seed(0)
+    stage = autoencoder(bottleneck)
+    with torch.no_grad():
+        stage.quant_conv.weight *= 20
+    store(stage, here / "bare")
+    images = dataset(DataConfig("mine", 16))
+    image = torch.stack([images[i]["image"] for i in range(22)])
+    with torch.no_grad():
+        return float(stage.encode(image, sample=True).std()), float(stage.encode(image).std())
+
+
+def scale_in(folder: Path) -> float:
+    return float(LatentDiffusion.load(folder).first_stage.scale)
+
+
+@pytest.mark.parametrize("cache", ["True", "False"])
+def test_the_scale_of_a_first_stage_that_has_none_is_measured_once_and_goes_with_the_run(
+    here, monkeypatch, capsys, cache
+):
+    drawn, mean = unscaled(here)
+    line = ["train", "mine-ldm", "--first_stage", "bare", "--steps", "3", "--cache", cache]
+    stopped_at(1, monkeypatch)
+    assert cli.main(line) == 130
+    run = here / "runs/mine-ldm"
+    scale = read(run / "scale.json")["scale"]
+    assert scale == pytest.approx(1 / drawn, rel=0.05) and abs(scale - 1) > 0.1
+    assert f"bare has no scale of its latents: {scale:.5g}, measured on 22 images" in capsys.readouterr().out
+    if cache == "True":
+        kept = latents(run / "latents")
+        z = torch.cat([torch.tensor(file["z"]) for file in kept.values()])
+        assert float(z.std()) == pytest.approx(scale * mean, rel=0.02)
+    monkeypatch.setattr(runs, "measure_scale", lambda *_: pytest.fail("measured again"))
+    assert cli.main(line) == 0
+    assert scale_in(run) == scale
+    assert f"- latents: scaled by {scale:.5g}, measured on 22 images" in (run / "model/card.md").read_text()
+    if cache == "True":
+        assert latents(run / "latents") == kept
+
+
+def test_a_run_that_was_stopped_while_it_encoded_keeps_its_scale_and_other_data_are_measured_anew(here, monkeypatch):
+    unscaled(here)
+    line, run = ["train", "mine-ldm", "--first_stage", "bare"], here / "runs/mine-ldm"
+    with monkeypatch.context() as m:
+        m.setattr("ldm_lite.data.cache.cache_latents", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        assert cli.main(line) == 130
+        there = read(run / "scale.json")
+        write(run / "scale.json", there | {"scale": 0.5})  # as measured on another machine
+        assert cli.main(line) == 130
+        assert read(run / "scale.json")["scale"] == 0.5
+        assert cli.main([*line, "--data.count", "9"]) == 130
+        assert read(run / "scale.json")["images"] == 9
+        assert cli.main(line) == 130
+        assert read(run / "scale.json") == there
+        write(run / "scale.json", there | {"scale": 0.5})
+    assert cli.main(line) == 0 and scale_in(run) == 0.5
+
+
+def test_what_has_a_scale_or_began_without_keeps_it(here, monkeypatch):
+    unscaled(here, "vq")
+    assert cli.main(["train", "mine-ldm", "--first_stage", "bare", "--out", "vq"]) == 0
+    assert cli.main(["train", "mine-ldm", "--out", "own"]) == 0
+    assert scale_in(here / "vq") == 1 and scale_in(here / "own") == pytest.approx(1.1)
+    unscaled(here)
+    line = ["train", "mine-ldm", "--first_stage", "bare", "--steps", "3", "--out", "old"]
+    with monkeypatch.context() as m:
+        m.setattr(runs, "scale_latents", lambda *_: None)  # as before there was such a measure
+        stopped_at(1, m)
+        assert cli.main(line) == 130
+    assert cli.main(line) == 0 and scale_in(here / "old") == 1
+    begun = ["train", "mine-ldm", "--first_stage", "old", "--init", "old", "--out", "begun"]
+    assert cli.main(begun) == 0 and scale_in(here / "begun") == 1
+    assert not any((here / out / "scale.json").exists() for out in ("vq", "own", "old", "begun"))
+
+
+def test_latents_from_elsewhere_need_a_first_stage_with_a_scale(here, capsys):
+    unscaled(here)
+    line = ["train", "mine-ldm", "--first_stage", "bare"]
+    said = refused(capsys, *line, "--latents", "latents")
+    assert said.startswith("ldm-lite: first_stage: bare has no scale of its latents, and those in latents would be in")
+    assert "convert it with --scale" in said and "leave --latents out" in said
