@@ -72,6 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has read enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        torch = sys.modules.get("torch")  # which a command may do without
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        smaller = "take fewer at once (-n, --batch), smaller ones (--size), parts (--window), or --device cpu"
+        print(f"ldm-lite: memory: there is no room for this on the device; {smaller}", file=sys.stderr)
+        return 1
 
 
 def everywhere(arguments: list[str]) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from math import ceil, floor
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from .samplers import Step
 from .unet import UNet, UNetConfig
 from .windows import blended, windowed
 
+T = TypeVar("T")
 # What a saved config may name: the class to build and the settings it is built from.
 PARTS: dict[str, tuple[type, type]] = {
     "Autoencoder": (Autoencoder, AutoencoderConfig),
@@ -251,11 +253,11 @@ class LatentDiffusion(nn.Module):
     ) -> Tensor:
         """Images (n, 3, H, W) in [-1, 1] on the CPU. settings: of `trajectory`.
 
-        batch_size: how many go through the denoiser, and through the decoder, at once. watch: around the steps, such as
-        a progress bar."""
+        batch_size: how many go through the denoiser, and through the decoder, at once; through the decoder fewer where
+        memory has no room for so many. watch: around the steps, such as a progress bar."""
         z = samplers.last(watch(self.trajectory(batch, batch_size=batch_size, **settings)))
-        parts = [self.decoded(part, settings.get("window"), settings.get("overlap")) for part in z.split(batch_size)]
-        return torch.cat(parts)
+        decode = lambda part: self.decoded(z[part], settings.get("window"), settings.get("overlap"))
+        return torch.cat(InParts(batch_size)(decode, len(z)))
 
     def decoded(self, z: Tensor, window: int | None = None, overlap: int | None = None) -> Tensor:
         """Images in [-1, 1] on the CPU; by windows, in pixels, if they are given."""
@@ -312,6 +314,28 @@ def parted(denoiser: Callable[..., Tensor], rows: int) -> Callable[[Tensor, Tens
         return torch.cat([denoiser(z[part], clock[part], cond.map(itemgetter(part))) for part in parts])
 
     return called
+
+
+class InParts:
+    """in_parts(work, n): [work(part), …] for slices of at most `most` of n rows; for half as many, from there on, where
+    one takes more memory than there is. OutOfMemoryError where a row alone does."""
+
+    def __init__(self, most: int):
+        self.most = most
+
+    def __call__(self, work: Callable[[slice], T], n: int) -> list[T]:
+        found, done = [], 0
+        while done < n:
+            part = slice(done, min(done + self.most, n))
+            rows = part.stop - done
+            with suppress(torch.OutOfMemoryError) if rows > 1 else nullcontext():
+                found.append(work(part))
+                done = part.stop
+                continue
+            self.most = (rows + 1) // 2
+            if torch.cuda.is_available():  # outside of an `except`, which keeps what the work held
+                torch.cuda.empty_cache()
+        return found
 
 
 class Noise:

@@ -624,3 +624,17 @@ def test_the_cpu_can_be_asked_for_and_other_words_are_refused(here, capsys, monk
     line = ("train", "tiny-kl2", "--out", "other", "--device")
     assert refused(capsys, *line, "gpu").endswith("device: gpu is not one of cuda, mps, cpu")
     assert refused(capsys, *line).endswith("cuda, mps or cpu is needed after --device")
+
+
+def test_a_lack_of_memory_is_one_line_that_says_what_to_make_smaller(monkeypatch, capsys):
+    def crowded(arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(cli, "sample", crowded)
+    assert cli.main(["sample", "model"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ldm-lite: memory: there is no room for this on the device; take fewer at once (-n, ")
+    assert all(part in line for part in ("--size", "--window", "--device cpu"))
+    monkeypatch.setattr(cli, "sample", lambda arguments: {}["a mistake of ours"])
+    with pytest.raises(KeyError):
+        cli.main(["sample", "model"])

@@ -1287,3 +1287,34 @@ def test_cached_maps_take_a_byte_a_pixel_and_come_back_as_they_were(folder, tmp_
     assert torch.equal(found, torch.stack([scenes[4]["segmentation"], scenes[1]["segmentation"]]))
     wide = narrow("segmentation", torch.tensor([[[3, 256]]]))
     assert wide.tolist() == [[[3, 256]]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"sample": True}, {"spread": True}, {"also": ("other",)}])
+@pytest.mark.parametrize("bottleneck", ["kl", "vq"])
+def test_a_batch_that_memory_has_no_room_for_is_encoded_in_halves_to_the_same_latents(bottleneck, settings):
+    class Two(Dataset):
+        def __len__(self):
+            return 11
+
+        def __getitem__(self, i):
+            image = 2 * torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(i)) - 1
+            return {"image": image, "label": i} | ({"other": -image} if "also" in settings else {})
+
+    torch.manual_seed(0)
+    config = AutoencoderConfig(bottleneck=bottleneck, channels=2, width=8, mult=(1, 2), blocks=1, codes=5)
+    stage, seen = Autoencoder(config).eval(), []
+    whole = cache_latents(stage, Two(), batch=7, progress=False, **settings).columns
+    own = stage.encoder.forward
+
+    def crowded(image):
+        seen.append(len(image))
+        if len(image) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return own(image)
+
+    stage.encoder.forward = crowded
+    parts = cache_latents(stage, Two(), batch=7, progress=False, **settings).columns
+    assert list(parts) == list(whole) and torch.equal(parts["label"], whole["label"])
+    for name in [name for name in whole if data_cache.latent(name)]:
+        torch.testing.assert_close(parts[name], whole[name], atol=2e-2, rtol=2e-2)
+    assert [n for n in seen if n > 2] == [7, 4]  # it goes on with what went through

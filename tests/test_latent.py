@@ -662,3 +662,29 @@ def test_a_folder_without_a_model_or_with_a_first_stage_alone_is_named(tmp_path)
     tiny.task("autoencoder").save(tmp_path)
     with pytest.raises(InputError, match="holds Autoencoder, not a whole model"):
         LatentDiffusion.load(tmp_path)
+
+
+def crowded(stage, name: str, most: int, seen: list[int]) -> None:
+    """A first stage of which a method takes more memory than there is for more than so many images."""
+    own = getattr(stage, name)
+
+    def asked(rows, **settings):
+        seen.append(len(rows))
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return own(rows, **settings)
+
+    setattr(stage, name, asked)
+
+
+@torch.no_grad()
+def test_samples_are_decoded_in_halves_where_memory_has_no_room_for_a_batch():
+    model, seen = latent_diffusion().eval(), []
+    batch, settings = {"label": torch.arange(11) % 3}, {"steps": 2, "size": 8, "batch_size": 7}
+    whole = model.sample(batch, **settings)
+    crowded(model.first_stage, "decode", 2, seen)
+    torch.testing.assert_close(model.sample(batch, **settings), whole)
+    assert seen == [7, 4, 2, 2, 2, 2, 2, 1]
+    crowded(model.first_stage, "decode", 0, seen)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.sample(batch, **settings)

@@ -172,7 +172,7 @@ def cache_latents(
     epochs: a crop or flip, once encoded, is what it is. With epochs = k, the cache holds the dataset as its first k
     epochs draw it, k len(dataset) items. With one epoch, a dataset that flips is encoded as it is and mirrored.
     also: other images of an item, such as one with a hole, that are encoded too (their means), each as KEY_z.
-    batch, workers: images at a time, and processes that prepare them.
+    batch, workers: images at a time, fewer where memory has no room for them, and processes that prepare them.
     strict: other latents in the folder are an error; otherwise they are made again.
 
     InputError: an empty dataset or a stream, images that the first stage does not take, a folder that cannot be
@@ -241,11 +241,23 @@ def _encoded(
     spread: bool,
 ) -> dict[str, Tensor | list[Any]]:
     """The columns of these rows; those of the second dataset, if there is one, come after all of the first's."""
-    from ..latent import mix
+    from ..latent import InParts, mix
     from ..training import autocast, moved, precision
 
     place = _place(first_stage)
     dtype = precision("auto", place)
+    moments = (spread or sample) and hasattr(first_stage, "posterior")
+    in_parts = InParts(batch)
+
+    def coded(images: dict[str, Tensor], at: slice) -> dict[str, Tensor]:
+        with autocast(place, dtype):
+            if moments:
+                mean, deviation = first_stage.posterior(images["image"][at])
+                found = {"z": mean} | ({} if deviation is None else {"z_std": deviation})
+            else:
+                found = {"z": first_stage.encode(images["image"][at], sample=sample)}
+            return found | {f"{key}_z": first_stage.encode(images[key][at]) for key in also}
+
     columns: dict[str, list[Any]] = {}
     room: dict[str, Tensor] = {}
     training, done = first_stage.training, 0
@@ -257,13 +269,10 @@ def _encoded(
                 if sample:
                     torch.manual_seed(mix(0, rows.start + done))
                 images = moved({key: part.pop(key) for key in ("image", *also)}, place)
-                with autocast(place, dtype):
-                    if spread and hasattr(first_stage, "posterior"):
-                        mean, deviation = first_stage.posterior(images.pop("image"))
-                        found = {"z": mean} | ({} if deviation is None else {"z_std": deviation})
-                    else:
-                        found = {"z": first_stage.encode(images.pop("image"), sample=sample)}
-                    found |= {f"{key}_z": first_stage.encode(other) for key, other in images.items()}
+                codes = in_parts(lambda at, images=images: coded(images, at), len(images["image"]))
+                found = {name: torch.cat([code[name] for code in codes]) for name in codes[0]}
+                if sample and not spread and "z_std" in found:  # one draw of all: it is the same in any parts
+                    found["z"] += found.pop("z_std") * torch.randn_like(found["z"])
                 for name, code in found.items():
                     code = code.half().cpu()
                     if not code.isfinite().all():
