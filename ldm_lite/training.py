@@ -101,7 +101,9 @@ def too_large(task: Any, batch: Mapping[str, Any], config: TrainConfig) -> Input
     """What to do where a step took more memory than there is. Not for an `except`, which keeps what the step held."""
     once = config.batch // config.accumulate
     if processes.count() > 1 and once > 1:  # the others wait for the rest of the step, and not for a trial
-        return InputError(f"batch: {once} images at once do not fit into memory; give a larger --train.accumulate")
+        more = next(k for k in range(2 * config.accumulate, config.batch + 1) if config.batch % k == 0)
+        advice = f"--train.accumulate {more} learns the same in more parts"
+        return InputError(f"batch: {once} images at once do not fit into memory; {advice}")
     for descent in descents(task):
         descent.optimizer.zero_grad(set_to_none=True)  # the parts' before
     if torch.cuda.is_available():

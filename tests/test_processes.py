@@ -157,7 +157,7 @@ def crowded(config, most: int):
 
 
 def out_of_memory(folder: Path) -> None:
-    says = "^batch: 3 images at once do not fit into memory; give a larger --train.accumulate$"
+    says = "^batch: 3 images at once do not fit into memory; --train.accumulate 3 learns the same in more parts$"
     with pytest.raises(InputError, match=says):
         fit(crowded(BETWEEN_TWO, 1), Pictures(), BETWEEN_TWO, folder / "run")
     one = replace(BETWEEN_TWO, accumulate=3)  # which can be given in the same folder
