@@ -99,6 +99,8 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
         images = data.HubImages(source, split if own else "train", **settings)
         if own:
             return Part(images, range(len(images))[: config.count if split == "train" else None])
+    elif data.lsun.named(config.path):
+        images = data.LSUN(config.path, **settings)  # which says where its file is to be had
     else:
         images = data.ImageFolder(config.path, **settings)
     kept = [row for row in range(len(images)) if (row % 20 == 19) == (split != "train")]

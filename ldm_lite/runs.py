@@ -228,8 +228,8 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     if isinstance(preset, AutoencoderRecipe):
         beside = out.parent / name
         if not processes.shared(lambda: finished(beside) or (beside / "config.json").is_file()):
-            # settings that do not fit are said before the work, not after
-            fitting = recipe.named(processes.first(recipe.images)) if recipe.classes or recipe.condition else recipe
+            # pictures that are missing, and settings that do not fit, are said before the work, not after
+            fitting = recipe.named(processes.first(recipe.images))
             with torch.device("meta"):
                 fitting.build()
             if processes.rank() == 0:

@@ -173,6 +173,23 @@ def test_what_is_no_file_of_lsun_is_refused(church, spoil, says):
         LSUN(church, size=17)
 
 
+def test_a_file_that_is_not_there_is_told_alone_with_where_it_is_to_be_had(tmp_path, monkeypatch, capsys):
+    from ldm_lite import cli
+
+    monkeypatch.chdir(tmp_path)
+    says = (
+        "church_outdoor_train_lmdb: holds no data.mdb; unzip it from http://dl.yf.io/lsun/scenes/church_outdoor_train"
+    )
+    assert cli.main(["train", "lsun-churches-ldm8", "--data", "lsun/church_outdoor_train_lmdb"]) != 0
+    told = "".join(capsys.readouterr())
+    assert says in told and "comes first" not in told and not (tmp_path / "runs").exists()
+    (folder := tmp_path / "lsun/church_outdoor_train_lmdb").mkdir(parents=True)
+    with pytest.raises(InputError, match=says):
+        dataset(DataConfig(str(folder), 16))
+    (folder / "a.webp").write_bytes(picture(1))  # as pictures, whatever they are called
+    assert len(dataset(DataConfig(str(folder), 16))) == 1
+
+
 def test_an_empty_file_too_small_a_picture_and_a_missing_package_are_told(church, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="has no pictures"):
         LSUN(made(tmp_path / "none_train_lmdb", []), size=17)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..config import InputError, whole
-from .folder import Crop, Pictures, Source, Unreadable, ends, header, some_of
+from .folder import Crop, Pictures, Source, Unreadable, _below, ends, header, some_of
 
 FILE = "data.mdb"
 WHERE = "http://dl.yf.io/lsun/scenes/"
@@ -104,6 +104,14 @@ class LSUN(Pictures):
         with contextlib.suppress(OSError, InputError), whole(cache) as temporary, open(temporary, "wb") as file:
             np.savez(file, mark=np.array(mark), keys=keys)
         return keys
+
+
+def named(path: str | Path) -> bool:
+    """Whether a path is called as LSUN's folders are and has no pictures: its file is meant, and may be missing."""
+    root = Path(path)
+    if not root.name.endswith("_lmdb"):
+        return False
+    return next(_below(root), None) is None if root.is_dir() else not root.exists()
 
 
 def package(root: Path) -> Any:
