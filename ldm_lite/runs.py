@@ -284,9 +284,7 @@ def weights_mark(out: Path, recipe: Recipe, stage: nn.Module | None = None) -> d
 
 @contextmanager
 def skipping(images: Any, out: Path) -> Iterator[None]:
-    """Lists in out/skipped.txt what could not be decoded inside, also where that is interrupted.
-
-    Of a stream that workers read nothing is known here: they say it."""
+    """Lists in out/skipped.txt what could not be decoded inside, also where that is interrupted."""
     try:
         yield
     except KeyboardInterrupt:

@@ -654,10 +654,22 @@ class Flow(IterableDataset):
     """A rank's share of a stream, from its item `first` on."""
 
     def __init__(self, data: Any, first: int, rank: int, world: int):
-        self.data, self.place = data, (first, rank, world)
+        self.data, self.place, self.told = data, (first, rank, world), 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.data.flow(*self.place)
+
+    def batch(self, items: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+        """The items as one, and what was skipped since the batch before: a worker's memory is its own."""
+        new = list(self.data.broken)[self.told :]
+        self.told += len(new)
+        return collated(items), new
+
+    def heard(self, source: Iterator[tuple[dict[str, Any], list[str]]]) -> Iterator[dict[str, Any]]:
+        """The batches alone; what was skipped the data know from then on, in this process too."""
+        for batch, new in source:
+            self.data.broken.update(dict.fromkeys(new, True))
+            yield batch
 
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -709,10 +721,10 @@ def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: in
     """The batches of steps start … config.steps - 1; of a stream, without an end."""
     if getattr(data, "streaming", False):
         workers = min(config.workers, data.files(world))
-        settings = {"num_workers": workers, "collate_fn": collated, "worker_init_fn": _deaf}
         over = start % max(workers, 1)  # workers take turns, a batch each, and begin with the first of them
         flow = Flow(data, (start - over) * config.batch, rank, world)
-        return islice(prepared(DataLoader(flow, config.batch, **settings)), over, None)
+        loader = DataLoader(flow, config.batch, num_workers=workers, collate_fn=flow.batch, worker_init_fn=_deaf)
+        return islice(flow.heard(prepared(loader)), over, None)
     if not len(data):
         raise InputError("the dataset is empty")
     order = (rows(step, len(data), config, rank, world) for step in range(start, config.steps))

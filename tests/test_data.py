@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from ldm_lite import runs
 from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig, Pixels
 from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError
@@ -703,18 +705,60 @@ def test_broken_pictures_in_parquet_are_skipped_with_a_count_or_stop(datasets, t
     cells[1] = {"bytes": truncated(tmp_path / "x.jpg").read_bytes(), "path": None}
     cells[3] = {"bytes": b"broken", "path": None}
     file = table(tmp_path / "a.parquet", {"image": [*cells, None]})
-    with pytest.warns(UserWarning, match=r"a\.parquet, train, row \d: cannot be decoded"):
+    with pytest.warns(UserWarning, match=r"a\.parquet, train, (row \d|picture [0-9a-f]{8}): cannot be decoded"):
         images = HubImages(file, size=11, streaming=streaming)
         items = list(images)
     assert len(items) == (2 if streaming else 3)  # a row that cannot be decoded is replaced, in a stream left out
-    assert {skipped[-1] for skipped in images.skipped} == {"1", "3", "4"}
-    with pytest.raises(InputError, match=r"row \d: cannot be decoded \(.*\); remove it"):
+    names = [f"row {i}" for i in (1, 3, 4)]
+    if streaming:
+        names = [f"picture {zlib.crc32(cells[i]['bytes']):08x}" for i in (1, 3)]
+        names.append(f"picture {zlib.crc32(str({'image': None}).encode()):08x}")
+    assert images.skipped == [f"{file}, train, {name}" for name in names]
+    with pytest.raises(InputError, match=r"(row \d|picture [0-9a-f]{8}): cannot be decoded \(.*\); remove it"):
         list(HubImages(file, size=11, strict=True, streaming=streaming))
+
+
+@pytest.fixture
+def spoiled(datasets, tmp_path) -> tuple[Path, list[str]]:
+    """Two files of 5 rows, of which 2 and 1 are broken, and what these are called."""
+    kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    (folder := tmp_path / "spoiled/data").mkdir(parents=True)
+    names = []
+    for k, some in enumerate(((1, 4), (2,))):
+        rows = {key: value for key, value in rows_of(5, 5 * k).items() if key != "label"}
+        for i in some:
+            path = f"{k}{i}.png" if k else None
+            rows["image"][i] = {"bytes": f"broken {k}{i}".encode(), "path": path}
+            named = f"picture {zlib.crc32(rows['image'][i]['bytes']):08x}" + (f" ({path})" if path else "")
+            names.append(f"{folder.parent}, train, {named}")
+        datasets.Dataset.from_dict(rows, features=kinds).to_parquet(str(folder / f"train-0000{k}-of-00002.parquet"))
+    return folder.parent, names
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+def test_a_broken_picture_of_a_stream_has_one_name_in_every_order(spoiled):
+    for seed in (0, 1):
+        stream = HubImages(spoiled[0], size=7, streaming=True, seed=seed)
+        assert len(list(stream.flow(epochs=2, buffer=4))) == 14
+        assert sorted(stream.skipped) == sorted(spoiled[1])
+        assert len(list(stream)) == 7 and len(stream.skipped) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_stream_skips_in_training_is_listed_once_over_epochs_and_workers(spoiled, tmp_path, workers):
+    for start in (0, 6):  # a run, and one that goes on with it
+        stream = with_low_res(HubImages(spoiled[0], size=8, streaming=True), 4)
+        with runs.skipping(stream, tmp_path):
+            found = list(itertools.islice(batches(stream, start, TrainConfig(batch=3, workers=workers)), 6))
+        assert len(found) == 6 and all(len(batch["image"]) == 3 for batch in found)
+        assert sorted(stream.skipped) == sorted(spoiled[1])
+        assert sorted((tmp_path / "skipped.txt").read_text().splitlines()) == sorted(spoiled[1])
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_pictures_in_parquet_smaller_than_the_crop_are_named(hub, streaming):
-    with pytest.raises(InputError, match=r"train, row 0: 19 x 11 pixels is smaller than size = 12.*--data\.size 11"):
+    with pytest.raises(InputError, match=r"train, \w+ \w+: 19 x 11 pixels is smaller than size = 12.*--data\.size 11"):
         list(HubImages(hub, size=12, streaming=streaming))
 
 

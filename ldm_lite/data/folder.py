@@ -142,10 +142,10 @@ class Pictures(Dataset):
         self.size, self.crop, self.flip = size, crop, flip
         self.strict, self.seed, self.count = strict, seed, count
         self.rows: list[int] = []  # those with a readable header
-        # which pictures are broken: a tensor that all workers share once rows are known
-        self.broken: Tensor | dict[int, bool] = {}
+        # which pictures are broken: a tensor that all workers share once rows are known; of a stream, their names
+        self.broken: Tensor | dict[Any, bool] = {}
 
-    def where(self, i: int) -> str:
+    def where(self, i: Any) -> str:
         raise NotImplementedError
 
     def fetch(self, i: int, random: float) -> tuple[Source, dict[str, Any]]:
@@ -174,14 +174,14 @@ class Pictures(Dataset):
             self.reject(i, why, f"{len(broken)} of {n} images")
         self.rows = self.rows[: self.count]
 
-    def too_small(self, i: int, size: Size, smallest: int, n: int = 1) -> InputError:
+    def too_small(self, i: int | str, size: Size, smallest: int, n: int = 1) -> InputError:
         others = f", so are {n - 1} more" if n > 1 else ""
         return InputError(
             f"{self.where(i)}: {size[0]} x {size[1]} pixels is smaller than size = {self.size}{others}; "
             f"choose --data.size {smallest} or less, or remove {'them' if n > 1 else 'it'}"
         )
 
-    def reject(self, i: int, why: Unreadable, of: str = "1 image") -> None:
+    def reject(self, i: int | str, why: Unreadable, of: str = "1 image") -> None:
         """Counts a broken picture, with a warning the first time. InputError when strict."""
         if self.strict:
             raise InputError(f"{self.where(i)}: cannot be decoded ({why}); remove it, or do without --data.strict")

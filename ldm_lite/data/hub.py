@@ -93,8 +93,8 @@ class HubImages(Pictures):
 
     # The holes of Pictures
 
-    def where(self, i: int) -> str:
-        return f"{self.source}, {self.split}, row {i}"
+    def where(self, i: int | str) -> str:
+        return f"{self.source}, {self.split}, {f'row {i}' if isinstance(i, int) else i}"
 
     def fetch(self, i: int, random: float) -> tuple[Source, dict[str, Any]]:
         return self._parts(self.data[i], random)
@@ -116,11 +116,7 @@ class HubImages(Pictures):
             return
         for i, row in enumerate(islice(self._arriving(), self.count)):
             place, mirror, random = self.chances(i, epoch)
-            source, about = self._parts(row, random)
-            try:
-                yield {"image": self.square(self._tall(i, source), place, mirror), **about}
-            except Unreadable as why:
-                self.reject(i, why)
+            yield from self._items(row, place, mirror, random)
 
     def flow(
         self, first: int = 0, rank: int = 0, world: int = 1, buffer: int = 1000, epochs: int | None = None
@@ -153,11 +149,7 @@ class HubImages(Pictures):
                     left -= 1
                     continue
                 random = np.random.default_rng((self.seed, epoch, *place, i)).random(3)
-                source, about = self._parts(row, random[2])
-                try:
-                    yield {"image": self.square(self._tall(i, source), *random[:2]), **about}
-                except Unreadable as why:
-                    self.reject(i, why)
+                yield from self._items(row, *random)
             if not seen:
                 files = getattr(self.data, "n_shards", 1)
                 workers = worker.num_workers if worker else 1
@@ -193,14 +185,26 @@ class HubImages(Pictures):
         except Exception as error:
             raise failure(self.source, error) from error
 
-    def _tall(self, i: int, source: Source) -> Source:
-        """The source, if its picture is as large as size."""
-        found = header(source)
-        if isinstance(found, Unreadable):
-            raise found
-        if min(found) < self.size:
-            raise self.too_small(i, found, min(found))
-        return source
+    def _items(self, row: dict[str, Any], place: float, mirror: float, random: float) -> Iterator[dict[str, Any]]:
+        """A stream's item, or none where it cannot be decoded."""
+        source, about = self._parts(row, random)
+        try:
+            found = header(source)
+            if isinstance(found, Unreadable):
+                raise found
+            if min(found) < self.size:
+                raise self.too_small(self._name(row), found, min(found))
+            image = self.square(source, place, mirror)
+        except Unreadable as why:
+            self.reject(self._name(row), why)
+        else:
+            yield {"image": image, **about}
+
+    def _name(self, row: dict[str, Any]) -> str:
+        """Of a stream's picture: the same wherever it comes. One that lacks is known by the rest of its row."""
+        cell = row[self.image_key] or {"bytes": None, "path": None}
+        path = f" ({cell['path']})" if cell["path"] else ""
+        return f"picture {zlib.crc32(cell['bytes'] or str(row).encode()):08x}{path}"
 
     # Columns
 
