@@ -870,17 +870,26 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
     """Writes out/run.json, what this run is. InputError when `out` holds another run, or anything else.
 
     Settings that are FREE may differ, and are written anew. Batch and parts of it are those of all ranks together:
-    other numbers of processes, with as many images a step between them, are the same run."""
-    world = processes.count()
+    other numbers of processes, with as many images a step between them, are the same run. Not on a stream, whose rows
+    they share: such a run says how many began it, unless it is older than this record."""
+    world, stream = processes.count(), getattr(about.get("data"), "stream", False)
     this = {"about": to_dict(about), "train": to_dict(config)}
     this["train"] |= {"batch": world * config.batch, "accumulate": world * config.accumulate}
     this["train"].pop("shard")  # it changes where numbers lie, and not what they are
+    shared = {"processes": world} if stream else {}
+    this |= shared
     mark = out / "run.json"
     if mark.exists():
         there = completed(read(mark), config, about)
+        known = there.get("processes", world)
+        if stream and known != world and begun(out) and not (out / "model").exists():
+            raise InputError(
+                f"{out}: {known} {'process' if known == 1 else 'processes'} began it and share the stream's rows, "
+                f"and now there {'is 1' if world == 1 else f'are {world}'}; start as many as before, or --restart"
+            )
         # of a stream the workers share the files
-        free = set(FREE) - ({"workers"} if getattr(about.get("data"), "stream", False) else set())
-        same = there | {"train": there["train"] | {name: this["train"][name] for name in free}}
+        free = set(FREE) - ({"workers"} if stream else set())
+        same = there | shared | {"train": there["train"] | {name: this["train"][name] for name in free}}
         if not begun(out):
             write(mark, this)
         elif changed := sorted(differences({part: same[part] for part in this}, this)):

@@ -836,6 +836,23 @@ def test_other_workers_for_a_stream_are_another_run(tmp_path):
     training.claimed(tmp_path, replace(TRAIN, save_every=99), about)
 
 
+@pytest.mark.parametrize(("began", "now"), [(2, 1), (1, 2), (3, 2)])
+def test_another_number_of_processes_for_a_stream_is_refused_and_says_what_to_start(tmp_path, monkeypatch, began, now):
+    data, started = DataConfig(stream=True), replace(TRAIN, batch=12 // began, accumulate=6 // began)
+    monkeypatch.setattr(training.processes, "count", lambda: began)
+    training.claimed(tmp_path, started, {"data": data})
+    (tmp_path / "log.csv").write_text("step\n1\n")
+    training.claimed(tmp_path, started, {"data": data})
+    monkeypatch.setattr(training.processes, "count", lambda: now)
+    other = replace(TRAIN, batch=12 // now, accumulate=6 // now)
+    with bad(rf": {began} process.* now there (is|are) {now}; start as many as before, or --restart$", tmp_path):
+        training.claimed(tmp_path, other, {"data": data})
+    mark = json.loads((tmp_path / "run.json").read_text())
+    write(tmp_path / "run.json", {part: mark[part] for part in ("about", "train")})  # as older versions wrote it
+    training.claimed(tmp_path, other, {"data": data})
+    assert json.loads((tmp_path / "run.json").read_text())["processes"] == now
+
+
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("1")
     with bad("is not empty and holds no run", tmp_path):
