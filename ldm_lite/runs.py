@@ -222,12 +222,15 @@ def train_reader(recipe: ReaderRecipe | FinderRecipe, out: Path, command: str = 
 
 def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     """The recipe's trained first stage; one that is a preset is trained first, beside `out`, unless it is there: as a
-    finished run, or a model's folder that was put there, such as a converted one."""
+    finished run, as a model's folder that was put there, such as a converted one, or, for the data that it learned
+    from, as weights that ship."""
     name = recipe.first_stage
     preset = PRESETS.get(name)
     if isinstance(preset, AutoencoderRecipe):
         beside = out.parent / name
         if not processes.shared(lambda: finished(beside) or (beside / "config.json").is_file()):
+            if recipe.data.path == preset.data.path and name in folders.shipped():
+                return load_first_stage(name)
             # pictures that are missing, and settings that do not fit, are said before the work, not after
             fitting = recipe.named(processes.first(recipe.images))
             with torch.device("meta"):

@@ -19,7 +19,7 @@ from ldm_lite.data import cache_latents
 from ldm_lite.data.cache import about
 from ldm_lite.data.folder import ImageFolder
 from ldm_lite.latent import LatentDiffusion, store
-from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, dataset
+from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, dataset, load_first_stage
 from ldm_lite.training import DiffusionTask, TrainConfig
 from ldm_lite.unet import UNetConfig
 
@@ -251,6 +251,12 @@ def test_a_first_stage_learns_from_the_same_pictures_no_larger_than_they_are_ask
     with pytest.raises(Asked) as found:
         runs.first_stage_of(replace(RECIPE, first_stage="a-stage", data=DataConfig("mine", size)), Path("runs/x"))
     assert found.value.args == (DataConfig("mine", learned), f"ldm-lite train a-stage --data mine{more}")
+
+
+def test_a_first_stage_that_ships_is_taken_for_the_scenes_that_it_learned_from(here, monkeypatch):
+    monkeypatch.setattr(runs, "train_first_stage", lambda *_: pytest.fail("trained"))
+    stage, ships = runs.first_stage_of(PRESETS["scenes-map"], Path("runs/x")), load_first_stage("scenes-kl-f4")
+    assert all(torch.equal(value, ships.state_dict()[name]) for name, value in stage.state_dict().items())
 
 
 def test_a_recipe_learns_from_classes_evenly_and_goes_on_as_the_same_run(here, monkeypatch, capsys):
