@@ -8,6 +8,7 @@ on the card (benchmarks/gpu.py); data that come too slowly are not in it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,10 +26,11 @@ from .conditioners import epochs
 from .config import InputError, suggest
 from .data.catalogue import KNOWN
 from .features import VGG16, Features
+from .folders import found
 from .latent import LatentDiffusion
 from .layers import TokenEncoder
 from .losses import LPIPS, Objective
-from .presets import PRESETS, AutoencoderRecipe, DiffusionRecipe, Recipe, load_first_stage
+from .presets import PAPER, PRESETS, AutoencoderRecipe, DiffusionRecipe, Recipe, load_first_stage
 
 # Operations a second that NVIDIA's data sheets state for dense products of fp16 (T4, which has no bf16) or bf16 with
 # sums in fp32: T4 2018, A100 2020, H100 SXM 2023 (1,979 with sparsity, and half of it without), H200, the same chip.
@@ -92,6 +94,13 @@ class Published:
     steps: int | None = None  # of DDIM on the original's grid, without guidance; None where PROTOCOL was not followed
     eta: float = 0.0  # of DDIM; 0 too where nothing is said of it
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """How the samples were drawn, by the names of evaluate's options; nothing where PROTOCOL was not followed."""
+        if self.steps is None:
+            return {}
+        told = {"guidance": 1.0} if isinstance(PRESETS[name], DiffusionRecipe) and PRESETS[name].classes else {}
+        return {"sampler": "ddim", "steps": self.steps, "grid": "original", "eta": self.eta} | told
+
     def line(self, name: str) -> str | None:
         """The command that draws and measures as the paper did."""
         if self.steps is None:
@@ -122,6 +131,25 @@ PUBLISHED = {
         2.40, "table 7, 30,000 crops of Places at 512 pixels, and not the protocol above; 1.50 after fine-tuning there"
     ),
 }
+
+
+def presets_of(name: str, model: LatentDiffusion, path: str) -> list[str]:
+    """Which of PUBLISHED's presets a model may be of: the one that it is called by, that its card's command trained or
+    that its folder is named after; else all whose denoiser is the same, by where its pictures are where that decides.
+
+    name: a preset, or the folder of a run or a model. path: of the pictures."""
+    if name in PUBLISHED:
+        return [name]
+    folder = found(name).absolute()
+    card = folder / "card.md"
+    said = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if command := re.search(r"^- command: `ldm-lite train ([\w-]+)", said, re.MULTILINE):
+        return [command[1]] if command[1] in PUBLISHED else []
+    own = folder.parent.name if folder.name == "model" else folder.name
+    if own in PUBLISHED:
+        return [own]
+    same = [preset for preset in PUBLISHED if PAPER[preset].model == model.denoiser.config]
+    return [preset for preset in same if PAPER[preset].data.path == path] or same
 
 
 # Counting -----------------------------------------------------------------------------------------------------------

@@ -623,7 +623,7 @@ def trained_size(name: str) -> int:
 class EvaluateConfig:
     images: int = 2048  # held out, that are reconstructed
     n: int = 256  # samples that are read back
-    steps: int = 30
+    steps: int = 30  # with fid, of a model of the paper's: as published, and guidance, sampler, grid and eta too
     guidance: float = 2.0
     data: str = ""  # scenes, a folder of images, Parquet files, hub:owner/name; a run's own where it is left out
     size: int = 0  # pixels; 0 is the size that the model was trained at
@@ -633,7 +633,7 @@ class EvaluateConfig:
     weights: Path | None = None  # of the protocol: the file of that network's weights, in place of what is downloaded
     sampler: str = "ddim"  # of the protocol
     grid: str = "uniform"  # of the protocol: the sampler's times
-    eta: float = 0.0  # of the protocol, for ddim: 0 is DDIM, 1 is DDPM; ldm-lite budget says which was published
+    eta: float = 0.0  # of the protocol, for ddim: 0 is DDIM, 1 is DDPM
     count: int | None = None  # of the protocol: only the first so many images of the training set
     # of the protocol: where it keeps what it saw, to go on from; by default `fid` in a run's folder, NAME-fid beside
     # another model's, and runs/NAME-fid for shipped weights
@@ -673,6 +673,8 @@ def evaluated(arguments: list[str]) -> None:
     data = data_of(name, path, settings.size or trained_size(name))
     whole = isinstance(model, LatentDiffusion)
     if settings.fid:
+        given = {argument.partition("=")[0].removeprefix("--") for argument in rest}
+        settings = as_published(names[0], name, model, settings, given, data.path)
         numbers = by_protocol(name, model, settings, data)
     elif isinstance(model, SceneReader):
         from .data.scenes import Quiz
@@ -773,6 +775,33 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid, s.eta)  # type: ignore[arg-type]
     chosen = data if s.count is None else replace(data, count=s.count)
     return measured(model, dataset(chosen), protocol, s.keep or kept(name), s.weights)
+
+
+def as_published(asked: str, name: str, model: Any, s: EvaluateConfig, given: set[str], path: str) -> EvaluateConfig:
+    """The settings with those of the sampler that were not given as the paper drew, where it says how; says so.
+
+    asked: what the user calls the model, and name: what it lies under. path: of the pictures."""
+    from . import processes
+    from .budget import PUBLISHED, presets_of
+    from .latent import LatentDiffusion
+
+    of = presets_of(asked if asked in PUBLISHED else name, model, path) if isinstance(model, LatentDiffusion) else []
+    ways = {preset: known for preset in of if (known := PUBLISHED[preset].settings(preset))}
+    if not ways or (s.sampler != "ddim" and "sampler" in given):  # another sampler's steps are others
+        return s
+    published = next(iter(ways.values()))
+    if any(way != published for way in ways.values()):
+        said = f"{name} may be {' or '.join(ways)}, which were not drawn alike: it is drawn as the options say; "
+        said += f"ldm-lite budget {next(iter(ways))} says how it was published"
+    else:
+        s = dataclasses.replace(s, **{field: value for field, value in published.items() if field not in given})
+        other = [field for field, value in published.items() if getattr(s, field) != value]
+        told = f", guidance {s.guidance:g}" if "guidance" in published else ""
+        said = f"as published of {' or '.join(ways)}{', but for ' if other else ''}{', '.join(other)}: "
+        said += f"{s.sampler}, {s.steps} steps, {s.grid} grid, eta {s.eta:g}{told}"
+    if processes.rank() == 0:
+        print(said, file=sys.stderr, flush=True)  # the numbers alone go to stdout
+    return s
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from ldm_lite import cli, protocol
+from ldm_lite.budget import presets_of
 from ldm_lite.conditioners import Unconditional
 from ldm_lite.config import InputError, to_dict, write
 from ldm_lite.data import Scenes
 from ldm_lite.features import Features
-from ldm_lite.latent import store
+from ldm_lite.latent import LatentDiffusion, store
 from ldm_lite.metrics import fid, inception_score, kid, precision_recall
-from ldm_lite.presets import DataConfig
+from ldm_lite.presets import PAPER, DataConfig
 from ldm_lite.protocol import Protocol, measured
 from ldm_lite.training import autocast, precision
 
@@ -219,3 +220,61 @@ def test_a_preset_s_name_is_its_run_once_it_is_trained(landscapes, capsys):
     assert cli.main(["evaluate", "celebahq-ldm4", *PROTOCOL]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 14
     assert (landscapes / "runs/celebahq-ldm4/fid").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "drawn", "said"),
+    [
+        ("ffhq-ldm4", "", ("ddim", 200, "original", 1.0, 2.0), "of ffhq-ldm4: ddim, 200 steps, original grid, eta 1"),
+        ("runs/ffhq-ldm4/model", "--eta 1", ("ddim", 200, "original", 1.0, 2.0), "of ffhq-ldm4: ddim, 200 steps, "),
+        ("ffhq-ldm4", "--steps=7", ("ddim", 7, "original", 1.0, 2.0), "of ffhq-ldm4, but for steps: ddim, 7 steps"),
+        ("cin256-v2", "", ("ddim", 250, "original", 0.0, 1.0), "original grid, eta 0, guidance 1"),
+        ("cin256-v2", "--guidance 1.5", ("ddim", 250, "original", 0.0, 1.5), "but for guidance: ddim, 250 steps"),
+        ("ffhq-ldm4", "--sampler heun", ("heun", 30, "uniform", 0.0, 2.0), ""),
+        ("inpainting", "", ("ddim", 30, "uniform", 0.0, 2.0), ""),
+        ("runs/mine", "", ("ddim", 30, "uniform", 0.0, 2.0), ""),
+    ],
+)
+def test_a_model_of_the_paper_is_drawn_as_published_where_nothing_else_is_asked_for(
+    landscapes, monkeypatch, capsys, name, given, drawn, said
+):
+    seen = []
+    monkeypatch.setattr(protocol, "measured", lambda model, images, protocol, *more: seen.append(protocol) or {})
+    a_run(landscapes / "runs" / name.split("/")[-2 if name.endswith("model") else -1], path="mine", size=16)
+    assert cli.main(["evaluate", name, "--fid", "11", *given.split()]) == 0
+    (p,) = seen
+    assert (p.sampler, p.steps, p.grid, p.eta, p.guidance) == drawn
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {} and said in shown.err and bool(said) == ("as published" in shown.err)
+
+
+def test_without_the_protocol_nothing_is_drawn_as_published(landscapes, capsys):
+    a_run(landscapes / "runs/ffhq-ldm4", path="mine", size=16)
+    assert cli.main(["evaluate", "ffhq-ldm4"]) == 0
+    assert "published" not in capsys.readouterr().err
+
+
+def like(preset: str) -> LatentDiffusion:
+    """A model of whose denoiser nothing but the configuration is the preset's."""
+    made = model()
+    made.denoiser.config = PAPER[preset].model
+    return made
+
+
+def test_a_model_s_preset_is_known_by_the_card_then_the_folder_and_else_by_its_denoiser_and_pictures(landscapes):
+    a_run(landscapes / "one")
+    faces = ["celebahq-ldm4", "ffhq-ldm4", "lsun-bedrooms-ldm4"]
+    assert presets_of("one", like("lsun-churches-ldm8"), "mine") == ["lsun-churches-ldm8"]
+    assert presets_of("one", like("celebahq-ldm4"), "mine") == faces
+    assert presets_of("one", like("celebahq-ldm4"), "celebahq") == faces[:1]
+    assert presets_of("one", model(), "celebahq") == []
+    for command, found in (("cin256 --out one", ["cin256"]), ("ldm --out one", [])):
+        (landscapes / "one/model/card.md").write_text(f"# one\n\n- command: `ldm-lite train {command}`\n")
+        assert presets_of("one", like("ffhq-ldm4"), "mine") == found
+
+
+def test_a_model_that_may_be_of_presets_that_were_not_drawn_alike_is_drawn_as_the_options_say(landscapes, capsys):
+    a_run(landscapes / "one", path="mine", size=16)
+    settings = cli.EvaluateConfig(fid=11)
+    assert cli.as_published("one", "one", like("ffhq-ldm4"), settings, set(), "mine") is settings
+    assert "may be celebahq-ldm4 or ffhq-ldm4 or lsun-bedrooms-ldm4, which were not" in capsys.readouterr().err

@@ -834,9 +834,9 @@ ours, so the values do not compare with Inception's.)
 
 The paper's protocol for its 5.11: 50,000 samples, the whole training set, real pictures through
 the training's own preprocessing. Users who measured the published weights in ways of their own
-reported 9 to 17 (the original code's issues 138 and 213). `ldm-lite evaluate RUN --fid 50000`
-follows the protocol and prints a checksum of all real pixels. Two FIDs with different checksums
-do not compare.
+reported 9 to 17 (the original code's issues 138 and 213). `ldm-lite evaluate RUN --fid 50000
+--grid original --steps 500` follows the protocol and prints a checksum of all real pixels. Two FIDs
+with different checksums do not compare.
 """
 
 # %% hours-intro [markdown]
@@ -960,7 +960,7 @@ ldm-lite train celebahq-ldm4 --data celebahq --yes --first_stage drive/vq-f4 --o
 ldm-lite budget celebahq-ldm4 --card T4 --hours 8
 ldm-lite status drive/faces
 ldm-lite sample drive/faces -n 16 --steps 50 -o samples.png
-ldm-lite evaluate drive/faces --data celebahq --fid 50000 --steps 200
+ldm-lite evaluate drive/faces --data celebahq --fid 50000 --grid original --steps 500
 ```
 
 `drive` stands for a folder of your mounted Google Drive. `latents` stays on the machine's own disk:

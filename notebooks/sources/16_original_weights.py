@@ -847,7 +847,8 @@ One command fetches a model by any name of the first column. It shows size and t
 ```bash
 ldm-lite convert lsun-churches-ldm8 runs/churches --dtype fp32
 ldm-lite sample runs/churches --size 256 --steps 200 --grid original
-ldm-lite evaluate runs/churches --size 256 --data lsun-churches --fid 50000
+ldm-lite evaluate runs/churches --size 256 --data lsun-churches --fid 50000 \
+    --grid original --steps 200
 ```
 
 The paper reports FID 4.02 for them [1]; whether the last line gives that, we have not measured. Nor
