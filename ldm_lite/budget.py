@@ -207,6 +207,14 @@ def budget(recipe: Recipe) -> Budget:
     return Budget(parameters, train.steps, train.batch, training, encoding, pictures)
 
 
+def stage_first(recipe: Recipe) -> AutoencoderRecipe | None:
+    """The preset that is trained before a recipe that names it, unless it is there: on pictures no larger."""
+    preset = PRESETS.get(recipe.first_stage) if isinstance(recipe, DiffusionRecipe) else None
+    if not isinstance(preset, AutoencoderRecipe):
+        return None
+    return replace(preset, data=replace(preset.data, size=min(preset.data.size, recipe.data.size)))
+
+
 def blank_stage(name: str) -> nn.Module:
     """A first stage for counting: without memory where it is a preset, or a run of one, and else as it is."""
     preset = PRESETS.get(name) or PRESETS.get(Path(name).name)

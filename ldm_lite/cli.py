@@ -252,7 +252,8 @@ class BudgetConfig:
 
 def budget(arguments: list[str]) -> None:
     """Steps, images, operations and hours of a preset, or of each of the paper's, with what was published of it."""
-    from .budget import CARDS, PROTOCOL, PUBLISHED, budget, reached
+    from .budget import CARDS, PROTOCOL, PUBLISHED, budget, reached, stage_first
+    from .originals import ORIGINALS
     from .presets import PAPER, recipe
 
     many = 1 if arguments and not arguments[0].startswith("-") else 0
@@ -263,6 +264,8 @@ def budget(arguments: list[str]) -> None:
     for card in cards:
         reached(card, s.fraction)
     chosen = {name: recipe(name) for name in names or PAPER}
+    told = lambda b: ", ".join(f"{card} {b.hours(card, s.fraction):,.3g}" for card in cards)
+    stages: dict[Any, str] = {}  # the hours of those that come first; several recipes have the same
     for name, each in chosen.items():
         b, known = budget(each), PUBLISHED.get(name)
         print(f"{name}: {b.parameters / 1e6:.1f} M parameters are trained, {b.steps:,} steps of {b.batch} = ", end="")
@@ -270,8 +273,13 @@ def budget(arguments: list[str]) -> None:
         often = "at every step" if b.pictures == 0 else f"once for {b.pictures:,} pictures" if b.pictures else "once"
         print(f"  {b.training / 1e9:,.1f} GFLOP an image and step, forward and backward", end="")
         print(f"; {b.encoding / 1e9:,.1f} to encode it, {often}" if b.encoding else "")
-        hours = ", ".join(f"{card} {b.hours(card, s.fraction):,.3g}" for card in cards)
-        print(f"  {b.operations:.2e} operations; hours: {hours}")
+        print(f"  {b.operations:.2e} operations; hours: {told(b)}")
+        if (stage := stage_first(each)) is not None:
+            first = each.first_stage
+            stages[stage] = stages.get(stage) or told(budget(stage))
+            print(f"  before it its first stage, {first}, unless runs/{first} is there; hours: {stages[stage]}")
+            if first in ORIGINALS:
+                print(f"  or the published one: ldm-lite convert {first} runs/{first} --yes")
         if s.hours:
             done = b.steps_within(s.hours, s.card, s.fraction)
             print(f"  {s.hours:g} hours: {done:,} of the {b.steps:,} steps ({100 * done / b.steps:.0f} %)")

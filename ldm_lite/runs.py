@@ -35,6 +35,7 @@ from .latent import LatentDiffusion, mix, restored
 from .losses import LPIPS
 from .metrics import fid, high_frequency, psnr, ssim
 from .presets import (
+    FIRST_STAGES,
     PRESETS,
     AutoencoderRecipe,
     DataConfig,
@@ -236,7 +237,9 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
             with torch.device("meta"):
                 fitting.build()
             if processes.rank() == 0:
-                print(f"{name} comes first: training it in {beside}", flush=True)
+                fetch = f"; or stop, and fetch the published one: ldm-lite convert {name} {beside} --yes"
+                fetch = fetch if name in FIRST_STAGES else ""
+                print(f"{name} comes first: training it in {beside}{fetch}", flush=True)
             command, data = ["ldm-lite", "train", name], preset.data
             if recipe.data.path != data.path:
                 command += ["--data", recipe.data.path]

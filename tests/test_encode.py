@@ -19,7 +19,16 @@ from ldm_lite.data import cache_latents
 from ldm_lite.data.cache import about
 from ldm_lite.data.folder import ImageFolder
 from ldm_lite.latent import LatentDiffusion, store
-from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, dataset, load_first_stage
+from ldm_lite.originals import ORIGINALS
+from ldm_lite.presets import (
+    FIRST_STAGES,
+    PRESETS,
+    AutoencoderRecipe,
+    DataConfig,
+    DiffusionRecipe,
+    dataset,
+    load_first_stage,
+)
 from ldm_lite.training import DiffusionTask, TrainConfig
 from ldm_lite.unet import UNetConfig
 
@@ -257,6 +266,19 @@ def test_a_first_stage_that_ships_is_taken_for_the_scenes_that_it_learned_from(h
     monkeypatch.setattr(runs, "train_first_stage", lambda *_: pytest.fail("trained"))
     stage, ships = runs.first_stage_of(PRESETS["scenes-map"], Path("runs/x")), load_first_stage("scenes-kl-f4")
     assert all(torch.equal(value, ships.state_dict()[name]) for name, value in stage.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["vq-f4", "a-stage"])
+def test_a_published_first_stage_that_would_be_trained_may_be_fetched_and_the_line_says_how(
+    here, monkeypatch, capsys, name
+):
+    assert FIRST_STAGES.keys() <= ORIGINALS.keys()
+    monkeypatch.setitem(PRESETS, name, AutoencoderRecipe(autoencoder().config, DataConfig("photographs", 16)))
+    monkeypatch.setattr(runs, "train_first_stage", lambda *_: store(autoencoder(), Path("runs") / name))
+    runs.first_stage_of(replace(RECIPE, first_stage=name), Path("runs/x"))
+    line = f"{name} comes first: training it in runs/{name}"
+    fetch = "; or stop, and fetch the published one: ldm-lite convert vq-f4 runs/vq-f4 --yes"
+    assert capsys.readouterr().out == line + (fetch if name == "vq-f4" else "") + "\n"
 
 
 def test_a_recipe_learns_from_classes_evenly_and_goes_on_as_the_same_run(here, monkeypatch, capsys):
