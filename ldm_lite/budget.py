@@ -55,10 +55,14 @@ class Budget:
         return self.steps * self.batch
 
     @property
+    def each(self) -> float:
+        """Operations of one image in a step."""
+        return self.training + (self.encoding if self.pictures == 0 else 0)
+
+    @property
     def operations(self) -> float:
         """Of the whole run; without encoding once, where it depends on the data."""
-        each = self.training + (self.encoding if self.pictures == 0 else 0)
-        return self.images * each + (self.pictures or 0) * self.encoding
+        return self.images * self.each + (self.pictures or 0) * self.encoding
 
     def hours(self, card: str, fraction: float = FRACTION) -> float:
         """On one card of CARDS. InputError for an unknown one, and for a fraction outside (0, 1]."""
@@ -67,8 +71,7 @@ class Budget:
     def steps_within(self, hours: float, card: str, fraction: float = FRACTION) -> int:
         """How many of the steps so many hours are enough for, at most all; encoding comes first."""
         left = 3600 * hours * reached(card, fraction) - (self.pictures or 0) * self.encoding
-        step = self.batch * (self.training + (self.encoding if self.pictures == 0 else 0))
-        return max(0, min(self.steps, int(left / step)))
+        return max(0, min(self.steps, int(left / (self.batch * self.each))))
 
 
 def reached(card: str, fraction: float = FRACTION) -> float:
@@ -281,5 +284,7 @@ class BlankVGG16(VGG16):
         from torchvision.models import vgg16
 
         nn.Module.__init__(self)
-        self.features, self.shift, self.spread = vgg16(weights=None).features, torch.zeros(()), torch.ones(())
+        with torch.device("meta"):  # its 138 million would take seconds to draw
+            self.features = vgg16(weights=None, init_weights=False).features
+        self.shift, self.spread = torch.zeros(()), torch.ones(())
         self.requires_grad_(False)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 
 from . import __version__, folders, processes
 from .autoencoder import usage
+from .budget import CARDS, budget
 from .conditioners import epochs
-from .config import InputError, read, to_dict, whole, write
+from .config import InputError, from_dict, read, to_dict, whole, write
 from .features import SEGMENTS, Features
 from .latent import LatentDiffusion, mix, restored
 from .losses import LPIPS
@@ -359,6 +361,7 @@ def status(out: str | Path, last: int = 100) -> list[str]:
         )
         if steps and step < steps:
             lines[-1] += f", {clock((steps - step) / rate)} left at this rate"
+        lines += reached(run, rate * train["batch"])
     if "memory" in rows[-1]:
         lines.append(f"memory: {float(rows[-1]['memory']):.1f} GiB of the GPU at most")
     saved, grids = out / "checkpoint.pt", sorted((out / "samples").glob("*.png"))
@@ -371,6 +374,21 @@ def status(out: str | Path, last: int = 100) -> list[str]:
     if finished(out):
         lines.append(f"finished: {out / 'model' / 'card.md'}")
     return lines
+
+
+def reached(run: dict[str, Any], rate: float) -> list[str]:
+    """A line with the share of its card's stated rate that a run's training computes; none on another device, nor where
+    the operations cannot be counted. run: what is in run.json. rate: images a second, of all its processes."""
+    card = next((card for card in CARDS if re.search(rf"\b{card}\b", run.get("card") or "")), None)
+    if card is None:
+        return []
+    kind = DiffusionRecipe if "first_stage" in run["about"] else AutoencoderRecipe
+    about = {f.name: run["about"][f.name] for f in dataclasses.fields(kind) if f.name in run["about"]}
+    with suppress(InputError, OSError):
+        cost = budget(from_dict(kind, about | {"train": {"steps": run["train"]["steps"]}}))
+        share = rate * cost.each / (CARDS[card] * run["processes"])
+        return [f"{100 * share:.0f} % of {'a' if card == 'T4' else 'an'} {card}'s stated rate"]
+    return []
 
 
 def mean_of(rows: Sequence[dict[str, str]], name: str) -> float:

@@ -14,6 +14,7 @@ import os
 import signal
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, is_dataclass, replace
@@ -21,8 +22,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
@@ -1038,11 +1041,15 @@ class Quiet:
 
 
 class Log:
-    """The progress bar, log.csv and, if asked, TensorBoard. A resumed run drops the rows it will write again."""
+    """The progress bar, log.csv and, if asked, TensorBoard, which has images a second, as a mean of 100 steps, and the
+    sample grids too. A resumed run drops the rows it will write again.
+
+    run.json is told on which card a run goes on, and in how many processes."""
 
     def __init__(self, out: Path, step: int, config: TrainConfig):
         self.path, self.start, self.config, self.out = out / "log.csv", step, config, out
         self.before, self.began = 0.0, time.monotonic()
+        self.step, self.times = step, deque([self.began], maxlen=101)
 
     def __enter__(self) -> Log:
         from tqdm.auto import tqdm
@@ -1069,8 +1076,12 @@ class Log:
         if self.config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.start)
+            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.start + 1)
         self.smooth: float | None = None
+        mark = self.out / "run.json"
+        if device().type == "cuda":
+            on = {"card": torch.cuda.get_device_name(), "processes": processes.count()}
+            write(mark, read(mark) | on)
         return self
 
     def _row(self, row: Mapping[str, Any]) -> None:
@@ -1087,7 +1098,8 @@ class Log:
         self.bar.refresh()
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        spent = self.before + time.monotonic() - self.began
+        now = time.monotonic()
+        spent = self.before + now - self.began
         row = {"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}, "seconds": f"{spent:.2f}"}
         if torch.cuda.is_available():
             row["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"  # GiB, the most so far
@@ -1097,12 +1109,26 @@ class Log:
         self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
         self.bar.update()
         if self.board:
-            for name, number in numbers.items():
+            self.grid()
+            self.times.append(now)
+            images = (len(self.times) - 1) * self.config.batch * processes.count()
+            also = {"images_a_second": images / max(now - self.times[0], 1e-9)}
+            also |= {"memory": float(row["memory"])} if "memory" in row else {}
+            for name, number in (numbers | also).items():
                 self.board.add_scalar(name, number, step)
+        self.step = step
+
+    def grid(self) -> None:
+        """The samples of the step that was written last, which are drawn after its row, on the board."""
+        path = self.out / "samples" / f"{self.step:07d}.png"
+        if self.board and self.step > self.start and path.is_file():
+            picture = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+            self.board.add_image("samples", picture, self.step, dataformats="HWC")
 
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
         with suppress(OSError):  # a full disk, which was said before
             self.file.close()
         if self.board:
+            self.grid()
             self.board.close()

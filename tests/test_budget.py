@@ -226,7 +226,9 @@ def test_without_a_preset_it_says_the_paper_s_with_what_was_published(capsys, mo
 
 
 def test_a_first_stage_that_is_trained_before_has_hours_of_its_own_on_pictures_no_larger(capsys, monkeypatch):
-    monkeypatch.setitem(PRESETS, "vq-f4", replace(STAGE, data=DataConfig(size=36)))
+    plain = replace(STAGE, loss=LossConfig(perceptual=0.0))
+    monkeypatch.setitem(PRESETS, "tiny-kl2", plain)
+    monkeypatch.setitem(PRESETS, "vq-f4", replace(plain, data=DataConfig(size=36)))
     for name, stage in (("mine", "tiny-kl2"), ("theirs", "vq-f4"), ("none", "pixels")):
         unet = replace(WHOLE.model, channels=3) if stage == "pixels" else WHOLE.model
         monkeypatch.setitem(PRESETS, name, replace(WHOLE, first_stage=stage, model=unet))
@@ -234,7 +236,7 @@ def test_a_first_stage_that_is_trained_before_has_hours_of_its_own_on_pictures_n
     for name in ("mine", "theirs", "none", "tiny-kl2"):
         assert cli.main(["budget", name, "--card", "T4"]) == 0
         said[name] = capsys.readouterr().out
-    hours = f"unless runs/{{}} is there; hours: T4 {budget(STAGE).hours('T4'):.3g}\n"
+    hours = f"unless runs/{{}} is there; hours: T4 {budget(plain).hours('T4'):.3g}\n"
     assert f"  before it its first stage, tiny-kl2, {hours.format('tiny-kl2')}" in said["mine"]
     assert f"  before it its first stage, vq-f4, {hours.format('vq-f4')}" in said["theirs"]
     fetched = "  or the published one: ldm-lite convert vq-f4 runs/vq-f4 --yes\n"

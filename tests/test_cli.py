@@ -14,9 +14,12 @@ from PIL import Image
 
 from ldm_lite import cli, runs
 from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig
+from ldm_lite.budget import budget
 from ldm_lite.checkpoints import save_compvis
+from ldm_lite.config import to_dict, write
 from ldm_lite.data import scenes
 from ldm_lite.latent import LatentDiffusion, restored, store
+from ldm_lite.losses import LossConfig
 from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, begin
 from ldm_lite.training import TrainConfig
 from ldm_lite.unet import UNetConfig
@@ -585,6 +588,32 @@ def test_status_says_how_far_a_run_is_at_what_rate_and_how_long_it_takes(here, c
     assert said[0] == f"mine: step 120 of 200 (60 %), loss {loss:.4f}, as a mean of the last 100 steps"
     assert said[1] == "rate: 2.00 steps/s, 16.0 images/s; 1 min 0 s so far, 0 min 40 s left at this rate"
     assert said[2].startswith("last checkpoint: 0 min") and len(said) == 3
+
+
+@pytest.mark.parametrize(
+    ("card", "of", "stated"),
+    [
+        ("NVIDIA H200", "an H200's", 989e12),
+        ("Tesla T4", "a T4's", 65e12),
+        ("NVIDIA A100-SXM4-80GB", "an A100's", 312e12),
+        ("NVIDIA T400", "", 1.0),
+        (None, "", 1.0),
+    ],
+)
+@pytest.mark.parametrize("preset", ["tiny-ldm2", "tiny-kl2"])
+def test_status_says_which_share_of_its_card_s_stated_rate_a_run_reaches(here, monkeypatch, preset, card, of, stated):
+    stage = replace(STAGE, loss=LossConfig(perceptual=0.0))
+    recipe = stage if preset == "tiny-kl2" else replace(WHOLE, cache=False)
+    cost = budget(recipe)
+    images = 0.34 * 2 * stated / (cost.training + cost.encoding)  # on two such cards, where each step encodes
+    under_way(here / "runs/mine", 120)
+    run = {"about": to_dict(runs.about(recipe)), "train": to_dict(recipe.train) | {"batch": images / 2}}  # 2 steps/s
+    run |= {"card": card, "processes": 2} if card else {}
+    write(here / "runs/mine/run.json", run)
+    said = [line for line in runs.status(here / "runs/mine") if "stated rate" in line]
+    assert said == ([f"34 % of {of} stated rate"] if of else [])
+    write(here / "runs/mine/run.json", run | {"about": run["about"] | {"first_stage": "gone"}})
+    assert not any("stated rate" in line for line in runs.status(here / "runs/mine"))
 
 
 def test_a_reader_that_has_read_enough_is_no_error(here):

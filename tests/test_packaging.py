@@ -133,8 +133,8 @@ FLOORS = [
     {"training"},
     {"data", "metrics"},
     {"presets"},
-    {"reading", "editing", "inputs"},
-    {"runs", "checkpoints", "protocol", "originals", "budget"},
+    {"reading", "editing", "inputs", "budget"},
+    {"runs", "checkpoints", "protocol", "originals"},
     {"demo"},
     {"cli"},
 ]

@@ -30,7 +30,19 @@ from ldm_lite.config import InputError, to_dict, write
 from ldm_lite.latent import mix
 from ldm_lite.losses import LossConfig
 from ldm_lite.presets import DataConfig
-from ldm_lite.training import EMA, Descent, Stopped, TrainConfig, fit, learning_rate, load_checkpoint, precision, rows
+from ldm_lite.training import (
+    EMA,
+    Descent,
+    Log,
+    Stopped,
+    TrainConfig,
+    claimed,
+    fit,
+    learning_rate,
+    load_checkpoint,
+    precision,
+    rows,
+)
 
 KINDS = ["autoencoder", "sharp", "diffusion"]
 EACH = pytest.mark.parametrize("kind", KINDS)
@@ -528,6 +540,45 @@ def test_sample_grids_are_drawn_without_disturbing_the_run(kind, uninterrupted, 
     fit(task(kind), Pictures(), replace(TRAIN, sample_every=4), tmp_path)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["0000004.png", "0000008.png"]
     assert contents(tmp_path / "model") == contents(uninterrupted[kind] / "model")
+
+
+def test_the_board_has_the_log_s_numbers_images_a_second_and_the_grids_over_all_parts_of_a_run(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = replace(TRAIN, tensorboard=True, sample_every=4)
+    with pytest.raises(Stopped):
+        fit(at(4, task("diffusion", shown), lambda: signal.raise_signal(signal.SIGINT)), Pictures(), shown, tmp_path)
+    fit(task("diffusion", shown), Pictures(), shown, tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    for name in ("loss", "grad", "lr", "images_a_second"):
+        assert [event.step for event in board.Scalars(name)] == list(range(1, 9))
+    assert all(event.value > 0 for event in board.Scalars("images_a_second"))
+    assert [event.step for event in board.Images("samples")] == [4, 8]
+
+
+def test_images_a_second_are_a_mean_of_the_steps_of_this_part_of_a_run(tmp_path, monkeypatch):
+    now, seen = [100.0], []
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Log(tmp_path, 0, replace(TRAIN, batch=6, tensorboard=True)) as log:
+        monkeypatch.setattr(log.board, "add_scalar", lambda name, value, step: seen.append((name, value, step)))
+        for step, taken in ((1, 6.0), (2, 1.0), (3, 1.0)):
+            now[0] += taken
+            log.write(step, {"loss": 0.5})
+    rates = [row for row in seen if row[0] == "images_a_second"]
+    assert rates == [("images_a_second", 1.0, 1), ("images_a_second", 12 / 7, 2), ("images_a_second", 18 / 8, 3)]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_run_json_says_on_which_card_a_run_goes_on_and_a_run_may_go_on_with_another(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(training, "device", lambda: torch.device(kind))
+    for name in ("Tesla T4", "NVIDIA H200"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        claimed(tmp_path, TRAIN, {})
+        with Log(tmp_path, 0, TRAIN) as log:
+            log.write(1, {"loss": 0.5})
+        found = json.loads((tmp_path / "run.json").read_text())
+        assert [found.get("card"), found.get("processes")] == ([name, 1] if kind == "cuda" else [None, None])
 
 
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_names(tmp_path, monkeypatch):
