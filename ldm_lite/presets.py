@@ -598,6 +598,9 @@ PAPER |= {
     ),
 }
 
+# They are long: sixteen samples now and then show what the loss does not.
+PAPER = {name: replace(each, train=replace(each.train, sample_every=5_000)) for name, each in PAPER.items()}
+
 # On the built-in scenes, at sizes that a laptop trains --------------------------------------------------------------
 
 _SCENES_UNET = UNetConfig(channels=3, width=64, mult=(1, 2, 2), blocks=1, attend_at=(2, 4), head_channels=32, vector=64)

@@ -8,6 +8,7 @@ from PIL import Image
 from published import DENOISERS, FIRST_STAGES
 from torch import nn
 
+from ldm_lite import runs
 from ldm_lite.conditioners import TextConfig
 from ldm_lite.config import InputError, from_dict, read, write
 from ldm_lite.data import Scenes
@@ -15,7 +16,7 @@ from ldm_lite.diffusion import VariancePreserving
 from ldm_lite.latent import assembled, describe
 from ldm_lite.presets import PAPER, PRESETS, DataConfig, DiffusionRecipe, build, load_first_stage, recipe
 from ldm_lite.tokens import learned
-from ldm_lite.training import Drawn
+from ldm_lite.training import Drawn, claimed
 from ldm_lite.unet import UNetConfig
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
@@ -213,3 +214,13 @@ def test_a_text_model_that_begins_with_another_reads_in_its_tokens(tmp_path):
     known.save(tmp_path / "known")
     begins = replace(text, init=str(tmp_path / "known")).named(data)
     assert begins.condition.merges == merges and text.named(data).condition.merges not in ((), merges)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_run_of_the_paper_s_draws_grids_and_one_that_began_without_goes_on(tmp_path, name):
+    train = PAPER[name].train
+    assert 0 < train.sample_every <= train.steps / 30
+    claimed(tmp_path, replace(train, sample_every=0), runs.about(PAPER[name]))
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    claimed(tmp_path, train, runs.about(PAPER[name]))
+    assert read(tmp_path / "run.json")["train"]["sample_every"] == train.sample_every
