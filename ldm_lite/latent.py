@@ -196,7 +196,8 @@ class LatentDiffusion(nn.Module):
         cut = None if window is None else self.windows(window, overlap)
         unit = f if window is not None and min(side) >= window else self.unit  # the windows are what must be divisible
         if side[0] % unit or side[1] % unit or min(side) < unit:
-            fitting = f"take {near(side, unit)}" + (f", or a window: then {f} is enough" if unit > f else "")
+            by_windows = unit > f and "boxes" not in self.conditioner.keys  # each would show the whole layout
+            fitting = f"take {near(side, unit)}" + (f", or a window: then {f} is enough" if by_windows else "")
             raise InputError(f"size: {side[0]} x {side[1]} is not divisible by {unit}; {fitting}")
         if cut is not None and max(side) > window and "boxes" in self.conditioner.keys:
             raise InputError("window: each would show the whole layout; give a size alone, and it is drawn at once")

@@ -247,6 +247,11 @@ def test_a_model_that_is_told_two_things_takes_a_scale_for_each(here, capsys):
     assert drawn("3", "0.5") != drawn("3") != drawn("0.5", "3")
 
 
+def test_a_layout_of_another_size_is_not_advised_windows_which_it_refuses(capsys):
+    assert cli.main(["sample", "layout", "--boxes", "boxes.json", "--size", "18"]) == 2
+    assert capsys.readouterr().err.endswith("not divisible by 4; take 16 x 16 or 20 x 20\n")
+
+
 def test_upscale_and_inpaint_take_a_picture_or_a_folder(here, capsys):
     assert cli.main(["upscale", "larger", "small.png", "large.png", "--steps", "2"]) == 0
     assert size("large.png") == (16, 20) and "large.png: 16 x 20" in capsys.readouterr().out
