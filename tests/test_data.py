@@ -718,6 +718,15 @@ def test_broken_pictures_in_parquet_are_skipped_with_a_count_or_stop(datasets, t
         list(HubImages(file, size=11, strict=True, streaming=streaming))
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+def test_a_stream_in_which_nothing_decodes_ends_with_a_line(datasets, tmp_path):
+    file = table(tmp_path / "a.parquet", {"image": [{"bytes": f"broken {i}".encode(), "path": None} for i in range(5)]})
+    images = HubImages(file, size=11, streaming=True)
+    for first in (0, 3):
+        with pytest.raises(InputError, match=r"a\.parquet.*: none of 5 pictures can be decoded$"):
+            next(images.flow(first))
+
+
 @pytest.fixture
 def spoiled(datasets, tmp_path) -> tuple[Path, list[str]]:
     """Two files of 5 rows, of which 2 and 1 are broken, and what these are called."""

@@ -142,14 +142,18 @@ class HubImages(Pictures):
         place = (rank, worker.id if worker else 0)
         for epoch in count() if epochs is None else range(epochs):
             data.set_epoch(epoch)
-            seen = 0
+            seen, drawn, whole = 0, 0, not left
             for i, row in enumerate(self._guarded(data)):
                 seen += 1
                 if left:
                     left -= 1
                     continue
                 random = np.random.default_rng((self.seed, epoch, *place, i)).random(3)
-                yield from self._items(row, *random)
+                for item in self._items(row, *random):
+                    drawn += 1
+                    yield item
+            if seen and whole and not drawn:  # it would go on without an end
+                raise InputError(f"{self.source}: none of {seen} pictures can be decoded")
             if not seen:
                 files = getattr(self.data, "n_shards", 1)
                 workers = worker.num_workers if worker else 1
