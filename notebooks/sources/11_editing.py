@@ -339,12 +339,12 @@ r"""
 **What to see.** Left, the curve was not fitted to the dots: but for its last point it knows the
 samples only, not the truth. Next, the mean wins by PSNR, and on the right one sees how: a part of
 the fine texture is gone, because textures that differ cancel. A network that minimises squared
-error is trained to draw this mean in one go. (It is not 3 dB: a part of the error is the first
-stage's, which no sample can avoid.)
+error is trained to draw this mean in one go. (It is not 3 dB: part of the error is the first
+stage's.)
 
-LPIPS, though made of features, compares with *this* truth too. FID and texture compare sets, and
-ask if a picture could be one of them. Here FID prefers the mean, too: the network behind it learned
-to read scenes with and without their texture, and does not miss it. No single number does all [3].
+LPIPS, though made of features, compares with *this* truth too. FID and texture compare sets: could
+a picture be one? Here FID, whose network learned to overlook texture, prefers the mean. No single
+number does both [3].
 """
 
 # %% crops-figure tags=figure

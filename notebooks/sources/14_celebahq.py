@@ -888,12 +888,11 @@ def plan(card, hours):
     width = max((w for w in seen if seen[w] >= ENOUGH), default=min(seen))
     _, foot, each = widths[width]
     fits = max(b for b in (1, 2, 4, 8, 12, 24, 48) if foot + b * each <= GIB[card] * 2**30)
-    share = seen[width] / cost.images
-    as_published = width == 224 and share >= 1
+    as_published = width == 224 and seen[width] >= cost.images
     fid = f"{PUBLISHED['celebahq-ldm4'].fid} was published" if as_published else "not measured"
     steps = round(seen[width] / cost.batch)
     line = f"--model.width {width} --steps {steps} --memory {GIB[card] - 1}GB"
-    found = {"width": width, "fits": fits, "share": share, "FID": fid}
+    found = {"width": width, "fits": fits, "share": seen[width] / cost.images, "FID": fid}
     return found | {"seen": seen, "line": line}
 
 

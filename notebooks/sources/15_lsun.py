@@ -914,8 +914,7 @@ the machine that computed it.
 
 What made it possible: the run's folder says how many images and parts a *step* has, all ranks
 together. Any number of processes that makes the same step may go on; others are refused, with a
-line that says which batch would do. Only a stream, whose rows are dealt out to the processes, wants
-as many as before.
+line that says which batch would do. Only a stream wants as many as before.
 
 ## 10. Is it worth it? Arithmetic before money
 
