@@ -106,11 +106,11 @@ class Published:
 
     def line(self, name: str) -> str | None:
         """The command that draws and measures as the paper did."""
-        if self.steps is None:
+        if not (drawn := self.settings(name)):
             return None
-        told = " --guidance 1" if isinstance(PRESETS[name], DiffusionRecipe) and PRESETS[name].classes else ""
         eta = f" --eta {self.eta:g}" if self.eta else ""
-        return f"ldm-lite evaluate {name} --fid 50000 --grid original --steps {self.steps}{eta}{told}"
+        told = f" --guidance {drawn['guidance']:g}" if "guidance" in drawn else ""
+        return f"ldm-lite evaluate {name} --fid 50000 --grid {drawn['grid']} --steps {self.steps}{eta}{told}"
 
 
 PROTOCOL = (
