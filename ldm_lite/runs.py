@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from . import __version__, folders, processes
 from .autoencoder import usage
-from .budget import CARDS, budget
+from .budget import CARDS, budget, stage_first
 from .conditioners import epochs
 from .config import InputError, from_dict, read, to_dict, whole, write
 from .features import SEGMENTS, Features
@@ -228,11 +228,10 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
     finished run, as a model's folder that was put there, such as a converted one, or, for the data that it learned
     from, as weights that ship."""
     name = recipe.first_stage
-    preset = PRESETS.get(name)
-    if isinstance(preset, AutoencoderRecipe):
-        beside = out.parent / name
+    if (preset := stage_first(recipe)) is not None:
+        beside, own = out.parent / name, PRESETS[name].data
         if not processes.shared(lambda: finished(beside) or (beside / "config.json").is_file()):
-            if recipe.data.path == preset.data.path and name in folders.shipped():
+            if recipe.data.path == own.path and name in folders.shipped():
                 return load_first_stage(name)
             # pictures that are missing, and settings that do not fit, are said before the work, not after
             fitting = recipe.named(processes.first(recipe.images))
@@ -242,14 +241,12 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
                 fetch = f"; or stop, and fetch the published one: ldm-lite convert {name} {beside} --yes"
                 fetch = fetch if name in FIRST_STAGES else ""
                 print(f"{name} comes first: training it in {beside}{fetch}", flush=True)
-            command, data = ["ldm-lite", "train", name], preset.data
-            if recipe.data.path != data.path:
+            command = ["ldm-lite", "train", name]
+            if recipe.data.path != own.path:
                 command += ["--data", recipe.data.path]
-                data = dataclasses.replace(data, path=recipe.data.path)
-            if recipe.data.size < data.size:  # the pictures may be no larger
-                command += ["--data.size", str(recipe.data.size)]
-                data = dataclasses.replace(data, size=recipe.data.size)
-            preset = dataclasses.replace(preset, data=data)
+                preset = dataclasses.replace(preset, data=dataclasses.replace(preset.data, path=recipe.data.path))
+            if preset.data.size < own.size:
+                command += ["--data.size", str(preset.data.size)]
             train_first_stage(preset, beside, shlex.join(command))
         return load_first_stage(beside)
     try:
