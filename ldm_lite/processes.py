@@ -34,6 +34,24 @@ def count() -> int:
     return torch.distributed.get_world_size() if distributed() else 1
 
 
+def device() -> torch.device:
+    """This process's CUDA device, else Apple's, else the CPU; or LDM_LITE_DEVICE (cuda, mps, cpu), which --device sets.
+
+    InputError for one that is asked for and is not there."""
+    asked = os.environ.get("LDM_LITE_DEVICE", "")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked and asked not in there:
+        raise InputError(f"device: {asked} is not one of {', '.join(there)}")
+    if asked and not there[asked]:
+        built = "" if asked != "cuda" or torch.version.cuda else "; this PyTorch was built without CUDA"
+        raise InputError(f"device: there is no {asked} here{built}; leave --device out to take what there is")
+    if asked in ("mps", "cpu"):
+        return torch.device(asked)
+    if there["cuda"]:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if there["mps"] else "cpu")
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """The processes that torchrun started, as one group inside. InputError where they do not find each other, LostError
@@ -41,7 +59,7 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or distributed():
         yield
         return
-    cuda = torch.cuda.is_available()
+    cuda = device().type == "cuda"
     if cuda:
         local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= there:

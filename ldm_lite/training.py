@@ -10,7 +10,6 @@ import csv
 import functools
 import inspect
 import math
-import os
 import signal
 import time
 import warnings
@@ -34,6 +33,7 @@ from .autoencoder import Code
 from .config import InputError, from_dict, one_or_more, read, to_dict, whole, write
 from .latent import LatentDiffusion, assembled, describe, mix, moved, store
 from .losses import LossConfig, Objective
+from .processes import device as device
 
 # settings that a run may go on with others of: how it is computed and watched, on another machine too. Other parts of a
 # batch are other draws of the same noise
@@ -175,24 +175,6 @@ class EMA:
             self.average[name].copy_(slice_of(value, self.average[name]))
 
 
-def device() -> torch.device:
-    """This process's CUDA device, else Apple's, else the CPU; or LDM_LITE_DEVICE (cuda, mps, cpu), which --device sets.
-
-    InputError for one that is asked for and is not there."""
-    asked = os.environ.get("LDM_LITE_DEVICE", "")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked and asked not in there:
-        raise InputError(f"device: {asked} is not one of {', '.join(there)}")
-    if asked and not there[asked]:
-        built = "" if asked != "cuda" or torch.version.cuda else "; this PyTorch was built without CUDA"
-        raise InputError(f"device: there is no {asked} here{built}; leave --device out to take what there is")
-    if asked in ("mps", "cpu"):
-        return torch.device(asked)
-    if there["cuda"]:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("mps" if there["mps"] else "cpu")
-
-
 def precision(wanted: str, place: torch.device) -> torch.dtype:
     """The dtype to compute in. auto is bf16 where the hardware has it, fp16 on older CUDA devices, else fp32.
 
@@ -327,8 +309,9 @@ def parts(batch: Mapping[str, Any], n: int) -> Iterator[dict[str, Any]]:
 
 
 def compiles(config: TrainConfig, place: torch.device) -> bool:
-    """Whether a network is compiled: where it is asked for, or on a GPU for a run that is long enough to gain by it."""
-    return config.compile if config.compile is not None else place.type == "cuda" and config.steps >= 2000
+    """Whether fit compiles a network: where it is asked to, or on a GPU for a run that is long enough to gain by it."""
+    long = config.steps >= 2000 if config.minutes is None else config.minutes >= 3
+    return config.compile if config.compile is not None else place.type == "cuda" and long
 
 
 class Task(Protocol):
@@ -351,16 +334,18 @@ def slices(model: LatentDiffusion) -> list[Any]:
 
     A block's weights come together when it is their turn, and go again (FSDP2: torch's fully_shard, Zhao et al. 2023).
     The first stage stays whole on every rank: it is small, and nothing of it is trained."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(next(model.parameters()).device.type, (processes.count(),))
     parts = [part for part in (model.denoiser, model.conditioner) if any(True for _ in part.parameters())]
     for part in parts:
         for module in list(part.modules()):
             if isinstance(module, nn.ModuleList):
                 for block in module:
                     if any(True for _ in block.parameters()):
-                        fully_shard(block)
-        fully_shard(part, reshard_after_forward=True)  # also after a sample, which no backward pass follows
+                        fully_shard(block, mesh=mesh)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)  # also after a sample, which no backward pass follows
     return parts
 
 
@@ -399,8 +384,9 @@ class DiffusionTask:
     def __init__(self, model: LatentDiffusion, config: TrainConfig, dropout: float = 0.1):
         self.model, self.config, self.dropout = model, config, dropout
         self.about, shard = describe(model), config.shard and processes.distributed()
-        if not shard and compiles(config, next(model.denoiser.parameters()).device):
-            model.denoiser.compile()  # in place: its tensors keep their names
+        place = next(model.denoiser.parameters()).device
+        if not shard and place.type == "cuda" and precision(config.precision, place) != torch.float32:
+            model.denoiser.to(memory_format=torch.channels_last)  # what half-precision convolutions want
         self.descent = Descent(model, config, slices(model) if shard else ())
         self.state_dict, self.load_state_dict = self.descent.state_dict, self.descent.load_state_dict
 
@@ -770,6 +756,8 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
         return step
     place = next(iter(task.model.parameters())).device
     torch.backends.cudnn.benchmark = True  # sizes stay as they are: it is worth trying which kernels are fastest
+    if isinstance(task, DiffusionTask) and not sharded(task) and compiles(config, place):
+        task.model.denoiser.compile()  # in place: its tensors keep their names
     log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
     stop = Interrupt()
     with stop, log:
@@ -981,7 +969,8 @@ def seconds(out: str | Path) -> float:
 
 def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:
     """The task's sample grid as a PNG, without disturbing the run's randomness (every step seeds its own)."""
-    images = task.picture(batch)
+    with torch.compiler.set_stance("force_eager"):  # other sizes than a step's: a graph for each would take a minute
+        images = task.picture(batch)
     if processes.rank() == 0:
         save_grid(images, path, 8)
 
@@ -1078,8 +1067,8 @@ class Log:
 
             self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.start + 1)
         self.smooth: float | None = None
-        mark = self.out / "run.json"
-        if device().type == "cuda":
+        mark, self.card = self.out / "run.json", device().type == "cuda"
+        if self.card:
             on = {"card": torch.cuda.get_device_name(), "processes": processes.count()}
             write(mark, read(mark) | on)
         return self
@@ -1101,7 +1090,7 @@ class Log:
         now = time.monotonic()
         spent = self.before + now - self.began
         row = {"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}, "seconds": f"{spent:.2f}"}
-        if torch.cuda.is_available():
+        if self.card:
             row["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"  # GiB, the most so far
         self._row(row)
         loss = numbers["loss"]

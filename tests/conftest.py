@@ -1,7 +1,18 @@
+import os
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu():
+    """Bit for bit equal is what a CPU gives: on it everything is tested, what a test starts too, but for test_gpu.py.
+    LDM_LITE_TEST_DEVICE=cuda takes another, to see what fails there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDM_LITE_DEVICE", os.environ.get("LDM_LITE_TEST_DEVICE", "cpu"))
+        yield
 
 
 @pytest.fixture(autouse=True)

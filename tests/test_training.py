@@ -584,18 +584,31 @@ def test_run_json_says_on_which_card_a_run_goes_on_and_a_run_may_go_on_with_anot
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_names(tmp_path, monkeypatch):
     own = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: own(self, backend="aot_eager"))  # which takes no compiler
-    compiled = task("diffusion", replace(TRAIN, compile=True))
-    assert compiled.model.denoiser._compiled_call_impl is not None
-    for name, job in (("compiled", compiled), ("plain", task("diffusion"))):
+    compiled, plain = task("diffusion", replace(TRAIN, compile=True)), task("diffusion")
+    for name, job in (("compiled", compiled), ("plain", plain)):
         fit(job, Pictures(), job.config, tmp_path / name)
+    assert compiled.model.denoiser._compiled_call_impl and not plain.model.denoiser._compiled_call_impl
     a, b = (load_file(tmp_path / name / "model/model.safetensors") for name in ("compiled", "plain"))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+def test_what_is_compiled_for_steps_draws_its_grids_as_it_is(tmp_path, monkeypatch):
+    graphs, own = [], nn.Module.compile
+    counted = lambda graph, inputs: graphs.append(graph) or graph.forward
+    monkeypatch.setattr(nn.Module, "compile", lambda self: own(self, backend=counted))
+    job = task("diffusion", replace(TRAIN, compile=True, sample_every=2))
+    torch._dynamo.reset()
+    fit(job, Pictures(), job.config, tmp_path)
+    assert len(graphs) == 1 and len(list((tmp_path / "samples").iterdir())) == TRAIN.steps // 2
+
+
 def test_it_compiles_where_it_is_asked_to_and_else_for_long_runs_on_a_gpu():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    long, short = TrainConfig(steps=2000), TrainConfig(steps=1999)
-    assert [training.compiles(c, d) for c in (long, short) for d in (cpu, cuda)] == [False, True, False, False]
+    for long, short in (
+        (TrainConfig(steps=2000), TrainConfig(steps=1999)),
+        (TrainConfig(minutes=3.0), TrainConfig(minutes=2.9)),
+    ):
+        assert [training.compiles(c, d) for c in (long, short) for d in (cpu, cuda)] == [False, True, False, False]
     for asked in (True, False):
         assert all(training.compiles(replace(short, compile=asked), d) is asked for d in (cpu, cuda))
 

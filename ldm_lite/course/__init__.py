@@ -77,7 +77,10 @@ def hardware() -> str:
 
 
 def setup() -> tuple[str, bool]:
-    """(device, fast), after printing them with the versions. Every notebook begins with it."""
+    """(device, fast), after printing them with the versions. Every notebook begins with it.
+
+    On a GPU, float32 is float32 from then on: by default PyTorch rounds a convolution's factors to TF32, of 10 bits,
+    and what has to be equal would differ in the third digit."""
     import numpy
     import torch
 
@@ -87,4 +90,5 @@ def setup() -> tuple[str, bool]:
     print(f"ldm_lite {__version__}, torch {torch.__version__}, numpy {numpy.__version__}, Python {python}")
     mode = "fast mode (LDM_LITE_FAST=1): short versions of everything" if fast() else "full mode"
     print(f"{mode}, on {hardware()}")
+    torch.backends.cudnn.allow_tf32 = False
     return device(), fast()

@@ -1101,8 +1101,8 @@ def teaches(term):
 
 
 # %% [check]
-some_critic = torch.nn.Conv2d(3, 1, 4, 2)
-kernel = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+some_critic = torch.nn.Conv2d(3, 1, 4, 2).to(device)
+kernel = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).to(device)
 features = lambda image: F.conv2d(image, kernel)
 terms = {
     "a distance of features": (lambda x, y: (features(x) - features(y)).square().mean(), True),

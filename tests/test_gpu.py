@@ -1,0 +1,93 @@
+"""What only a GPU does; skipped where there is none. The rest is tested on the CPU, wherever it is tested."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import SHARP, TRAIN, Pictures, at, autoencoder, latent_diffusion
+
+from ldm_lite.condition import Condition
+from ldm_lite.latent import LatentDiffusion
+from ldm_lite.training import AutoencoderTask, DiffusionTask, fit
+from ldm_lite.unet import UNetConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(on_the_cpu, monkeypatch):
+    monkeypatch.setenv("LDM_LITE_DEVICE", "cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def denoising(config, place="cuda"):
+    torch.manual_seed(2)
+    return DiffusionTask(latent_diffusion().to(place), config, dropout=0.3)
+
+
+def test_compiled_in_half_precision_it_gives_the_same_output_and_gradients():
+    config = UNetConfig(channels=2, width=8, mult=(1, 2), blocks=1, attend_at=(2,), heads=2)
+    unet = latent_diffusion(config).denoiser.cuda()
+    z, clock, cond = torch.randn(2, 2, 8, 4).cuda(), torch.tensor([3.0, 70.0]).cuda(), Condition()
+    results = []
+    for forward in (unet, torch.compile(unet, fullgraph=True)):
+        unet.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = forward(z, clock, cond)
+        out.float().square().mean().backward()
+        results.append((out.detach().float().flatten(), torch.cat([p.grad.flatten() for p in unet.parameters()])))
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() <= 0.05 * a.norm()
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_learns_in_each_precision_and_draws(precision, compile, tmp_path):
+    config = replace(TRAIN, steps=120, ema=0.98, precision=precision, compile=compile, sample_every=60)
+    job = denoising(config)
+    kernels = [p for p in job.model.denoiser.parameters() if p.ndim == 4 and p.shape[2] > 1]
+    assert all(p.is_contiguous(memory_format=LAST) == (precision != "fp32") for p in kernels)
+    fit(job, Pictures(), config, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    losses = torch.tensor([float(row["loss"]) for row in rows])
+    assert losses[-30:].mean() < 0.9 * losses[:10].mean() and float(rows[-1]["memory"]) > 0
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+    saved = load_file(tmp_path / "model/model.safetensors")
+    torch.testing.assert_close(
+        saved["first_stage.decoder.conv_out.weight"].cuda(), job.model.first_stage.decoder.conv_out.weight
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_first_stage_learns_from_a_critic_and_a_codebook(precision, tmp_path):
+    config = replace(TRAIN, precision=precision)
+    torch.manual_seed(2)
+    job = AutoencoderTask(autoencoder("vq", codes=19).cuda(), config, SHARP)
+    before = job.model.encoder.conv_in.weight.clone()
+    assert fit(job, Pictures(), config, tmp_path) == TRAIN.steps
+    moved = (job.model.encoder.conv_in.weight - before).abs().max()
+    assert torch.isfinite(moved) and moved > 1e-3
+
+
+@pytest.mark.parametrize(("first", "then"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(first, then, tmp_path, monkeypatch):
+    config = replace(TRAIN, precision="fp32")
+    stop = at(4, denoising(config, first), lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(stop, Pictures(), config, tmp_path)
+    job = denoising(config, then)
+    assert fit(job, Pictures(), config, tmp_path) == TRAIN.steps
+    steps = [int(row["step"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
+    assert steps == list(range(1, TRAIN.steps + 1))
+
+
+def test_a_shipped_model_draws_what_it_draws_on_the_cpu():
+    model = LatentDiffusion.load("scenes-ldm4")
+    some = {"label": torch.tensor([0, 5, 11])}
+    expected = model.sample(some, steps=5, guidance=2.0, seed=3).cpu()
+    drawn = model.cuda().sample(some, steps=5, guidance=2.0, seed=3).cpu()
+    torch.testing.assert_close(drawn, expected, atol=2e-2, rtol=0)
+    assert (drawn - expected).abs().mean() < 1e-3
