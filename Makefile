@@ -18,12 +18,13 @@ COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 
     --custom-compile-command "make pins" pyproject.toml
 
 .NOTPARALLEL:
-.PHONY: help demo lab test lint notebooks test-colab pins clean
+.PHONY: help demo lab test test-gpu lint notebooks test-colab pins clean
 
 help:
 	@echo "make demo        learn a small latent diffusion model from nothing; results in runs/demo (10 minutes)"
 	@echo "make lab         open the course in JupyterLab, at notebooks/00_tour.ipynb"
 	@echo "make test        package tests, notebook lint, and every notebook in fast mode"
+	@echo "make test-gpu    on a GPU: what only it does, exercises and notebooks"
 	@echo "make lint        ruff: style of the package, the tests and the notebooks"
 	@echo "make notebooks   execute every notebook in full mode and store its outputs"
 	@echo "make test-colab  the notebooks in an environment shaped like Google Colab's, with the wheel installed"
@@ -44,6 +45,12 @@ test: export LDM_LITE_FAST = 1
 test: export OMP_NUM_THREADS = 1
 test: .venv/.dev
 	$(PY) -m pytest -q -n 2 --dist loadfile $(NBVAL) tests notebooks
+
+# On a machine with a GPU: what only it does, every exercise and every notebook on it. The rest stays with make test.
+test-gpu: export LDM_LITE_FAST = 1
+test-gpu: export LDM_LITE_TEST_DEVICE = cuda
+test-gpu: .venv/.dev
+	$(PY) -m pytest -q $(NBVAL) tests/test_gpu.py tests/notebooks/test_exercises.py notebooks
 
 lint: .venv/.lint
 	$(PY) -m ruff check .

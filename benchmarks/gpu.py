@@ -2,9 +2,10 @@
 
 The same weights for both, cached latents of 64 x 64 x 3, bf16 autocast over fp32 weights, channels last, fused AdamW,
 cuDNN free to try its kernels; eager and under torch.compile. train: images a second of optimiser steps on batches of
-48, the paper's. sample: DDIM steps a second times the batch of 16, no gradients. pictures: our whole model alone, 48
-pictures of 256 x 256 at once, 20 DDIM steps and the decoder's work. Each is the median of repeats within SECONDS (20),
-after a warm-up, and has a process of its own: they compile side by side, and are then measured one after the other.
+48, the paper's. sample: DDIM steps a second times the batch of 16, no gradients. task: a step of `ldm-lite train`,
+which also clips, averages the weights and waits for its numbers. pictures: our whole model alone, 48 pictures of 256 x
+256 at once, 20 DDIM steps and the decoder's work. Each is the median of repeats within SECONDS (20), after a warm-up,
+and has a process of its own: they compile side by side, and are then measured one after the other.
 At last the largest batch that a training step of ours, averages and optimiser included, takes through the card in
 15 GiB.
 
@@ -26,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ from ldm_lite.unet import UNet, UNetConfig
 
 TINY = UNetConfig(channels=3, width=32, mult=(1, 2), blocks=1, attend_at=(2,), head_channels=32)
 STEPS = 10  # of DDIM, in the work of the UNet alone
-WORKS = (("train", False), ("sample", False), ("train", True), ("sample", True), ("pictures", True))
+WORKS = (("train", False), ("sample", False), ("train", True), ("sample", True), ("task", True), ("pictures", True))
 
 
 class Place:
@@ -153,11 +155,23 @@ def whole(place: Place) -> tuple[list[nn.Module], Callable[[], object]]:
     return [model.denoiser, model.first_stage.decoder], sample
 
 
+def tasked(place: Place) -> tuple[list[nn.Module], Callable[[], object]]:
+    """The UNet, and a step of the task that ldm-lite train repeats."""
+    task, batch, numbers = learner(place, TrainConfig(batch=place.batch, precision="bf16")), {}, count()
+    batch["z"] = place.latents(place.batch)
+    return [task.model.denoiser], lambda: task.step(batch, next(numbers))
+
+
+def learner(place: Place, config: TrainConfig) -> DiffusionTask:
+    model = LatentDiffusion(Pixels(), UNet(place.config), Diffusion(VariancePreserving()), Unconditional())
+    return DiffusionTask(model.to(place.device), config)
+
+
 def serve(wire: Any, place: Place, work: str, weights: str, ours: bool) -> None:
     """Answers "compile" with None, and "measure" with (seconds of one piece of work, GB)."""
     setting()
-    if work == "pictures":
-        networks, run = whole(place)
+    if work in ("task", "pictures"):
+        networks, run = (tasked if work == "task" else whole)(place)
     else:
         model, denoise = both(weights, place.config, ours)
         model.to(place.device, memory_format=torch.channels_last)
@@ -183,20 +197,18 @@ def setting() -> None:
 
 def fitting(place: Place, gib: float, most: int = 64) -> int:
     """The largest power of two of images that a training step takes through the card within so much memory."""
-    config = TrainConfig(batch=most, precision="bf16", compile=False)
-    model = LatentDiffusion(Pixels(), UNet(place.config), Diffusion(VariancePreserving()), Unconditional())
+    config = TrainConfig(batch=most, precision="bf16")
     total = torch.cuda.get_device_properties(place.device).total_memory
     torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
     try:
-        task = DiffusionTask(model.to(place.device), config)
-        return most // (room(task, {"z": place.latents(most)}, config) or 2 * most)
+        return most // (room(learner(place, config), {"z": place.latents(most)}, config) or 2 * most)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def measured(place: Place, jobs: dict[tuple[str, bool], Any], rate: float, forward: float) -> None:
     """Prints a row for each job, eager and then compiled."""
-    images = {"train": place.batch, "sample": STEPS * place.samples, "pictures": place.batch}
+    images = {"sample": STEPS * place.samples}
     found: dict[tuple[str, bool], float] = {}
     for mode in ("eager", "compiled"):
         if mode == "compiled":
@@ -207,8 +219,8 @@ def measured(place: Place, jobs: dict[tuple[str, bool], Any], rate: float, forwa
         for (work, ours), wire in jobs.items():
             wire.send("measure")
             spent, peak = wire.recv()
-            found[work, ours] = each = images[work] / spent
-            passes = {"train": 3, "sample": 1}.get(work)
+            found[work, ours] = each = images.get(work, place.batch) / spent
+            passes = {"train": 3, "task": 3, "sample": 1}.get(work)
             row = {
                 "network": "ours" if ours else "diffusers",
                 "mode": mode,

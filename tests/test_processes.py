@@ -312,3 +312,22 @@ def test_processes_that_do_not_find_each_other_are_told_how_to_start(monkeypatch
     says = r"^WORLD_SIZE: the processes cannot be joined .*; start them with torchrun$"
     with pytest.raises(InputError, match=says), processes.joined():
         pass
+
+
+@pytest.mark.parametrize("place", ["cuda", "cpu"])
+def test_there_is_a_gpu_for_each_process_unless_they_run_on_the_cpu(place, monkeypatch):
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2", "LDM_LITE_DEVICE": place}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def meet(backend, timeout):
+        raise ValueError(f"nobody else has come for {backend}")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    said = {
+        "cuda": "^nproc-per-node: 3 processes or more, and 2 GPUs; start one for each GPU$",
+        "cpu": r"^WORLD_SIZE: the processes cannot be joined \(nobody else has come for gloo\); start them",
+    }
+    with pytest.raises(InputError, match=said[place]), processes.joined():
+        pass
