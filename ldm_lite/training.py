@@ -314,6 +314,21 @@ def compiles(config: TrainConfig, place: torch.device) -> bool:
     return config.compile if config.compile is not None else place.type == "cuda" and long
 
 
+@contextmanager
+def compiled(task: Task, config: TrainConfig) -> Iterator[None]:
+    """A denoiser is compiled inside, where `compiles` says so: in place, so that its tensors keep their names.
+
+    Afterwards it is as it was, since a batch of another size would be compiled anew."""
+    if not isinstance(task, DiffusionTask) or sharded(task) or not compiles(config, task.descent.place):
+        yield
+        return
+    task.model.denoiser.compile()
+    try:
+        yield
+    finally:
+        task.model.denoiser._compiled_call_impl = None  # torch has no name for it
+
+
 class Task(Protocol):
     """What fit repeats. fit sets `config` once it knows how many steps there will be."""
 
@@ -756,11 +771,9 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
         return step
     place = next(iter(task.model.parameters())).device
     torch.backends.cudnn.benchmark = True  # sizes stay as they are: it is worth trying which kernels are fastest
-    if isinstance(task, DiffusionTask) and not sharded(task) and compiles(config, place):
-        task.model.denoiser.compile()  # in place: its tensors keep their names
     log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
     stop = Interrupt()
-    with stop, log:
+    with compiled(task, config), stop, log:
         source = batches(data, step, config, rank, world)
         if config.memory and place.type == "cuda":
             config = fitted(task, moved(next(source), place), config)

@@ -582,12 +582,15 @@ def test_run_json_says_on_which_card_a_run_goes_on_and_a_run_may_go_on_with_anot
 
 
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_names(tmp_path, monkeypatch):
-    own = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: own(self, backend="aot_eager"))  # which takes no compiler
-    compiled, plain = task("diffusion", replace(TRAIN, compile=True)), task("diffusion")
-    for name, job in (("compiled", compiled), ("plain", plain)):
+    own, graphs = nn.Module.compile, []
+    counted = lambda graph, inputs: graphs.append(graph) or graph.forward  # which takes no compiler
+    monkeypatch.setattr(nn.Module, "compile", lambda self: own(self, backend=counted))
+    for name, job in (("plain", task("diffusion")), ("compiled", task("diffusion", replace(TRAIN, compile=True)))):
+        torch._dynamo.reset()
+        assert not graphs
         fit(job, Pictures(), job.config, tmp_path / name)
-    assert compiled.model.denoiser._compiled_call_impl and not plain.model.denoiser._compiled_call_impl
+        job.model.sample({"label": torch.tensor([1, 2, 0])}, steps=2, size=8)  # uncompiled again
+    assert len(graphs) == 1
     a, b = (load_file(tmp_path / name / "model/model.safetensors") for name in ("compiled", "plain"))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
