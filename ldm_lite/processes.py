@@ -20,6 +20,7 @@ from .config import InputError, LostError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # for rank 0 to encode a dataset; that a process has died torchrun says at once
+STEP = timedelta(minutes=30)  # for a step of training, compiling and a checkpoint on a slow disk included
 
 
 def distributed() -> bool:
@@ -77,10 +78,30 @@ def joined() -> Iterator[None]:
             raise
         reason = re.sub(r"^\[[^]]*\] ", "", str(error).strip().splitlines()[-1]).split(". ")[0][:120]
         raise LostError(
-            f"another process is gone ({reason}); the same command goes on from the last checkpoint"
+            f"another process is gone or stands still ({reason}); the same command goes on from the last checkpoint"
         ) from None
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Inside, who waits for the others gives up after STEP: one of them is frozen, and a rented machine costs money."""
+    if not distributed():
+        yield
+        return
+    wait_at_most(STEP)
+    try:
+        yield
+    finally:
+        wait_at_most(PATIENCE)
+
+
+def wait_at_most(limit: timedelta) -> None:
+    if hasattr(torch.distributed, "set_timeout"):
+        torch.distributed.set_timeout(limit)
+    else:  # before torch 2.14
+        torch.distributed.distributed_c10d._set_pg_timeout(limit)
 
 
 def shared(work: Callable[..., T], *arguments: Any) -> T:

@@ -773,7 +773,7 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     torch.backends.cudnn.benchmark = True  # sizes stay as they are: it is worth trying which kernels are fastest
     log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
     stop = Interrupt()
-    with compiled(task, config), stop, log:
+    with compiled(task, config), processes.at_work(), stop, log:
         source = batches(data, step, config, rank, world)
         if config.memory and place.type == "cuda":
             config = fitted(task, moved(next(source), place), config)

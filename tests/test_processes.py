@@ -269,6 +269,7 @@ def test_a_finished_run_and_a_mistake_are_said_once(trained_by_two):
 
 LOST = """
 import os, signal, sys
+from datetime import timedelta
 from pathlib import Path
 from tiny import TRAIN, Pictures, at, task
 from ldm_lite import cli, processes
@@ -278,29 +279,34 @@ def train(rest):
     with processes.joined():
         job = task("autoencoder")
         if processes.rank() == 1:
-            job = at(4, job, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            job = at(4, job, lambda: os.kill(os.getpid(), getattr(signal, sys.argv[1])))
         fit(job, Pictures(), TRAIN, Path("run"))
 
-cli.train = train
+cli.train, processes.STEP = train, timedelta(seconds=10)
 sys.exit(cli.main(["train"]))
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_process_that_is_killed_is_said_by_the_others_in_one_line(tmp_path):
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGKILL and SIGSTOP")
+@pytest.mark.parametrize("fate", ["SIGKILL", "SIGSTOP"])
+def test_a_process_that_is_killed_or_frozen_is_said_by_the_others_in_one_line(fate, tmp_path):
     (tmp_path / "lost.py").write_text(LOST)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     group["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     ranks = [
-        subprocess.Popen([sys.executable, "lost.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            [sys.executable, "lost.py", fate], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment
+        )
         for environment in (os.environ | group | {"RANK": str(rank)} for rank in range(2))
     ]
-    said = [process.communicate(timeout=100)[1] for process in ranks]
+    said = [ranks[0].communicate(timeout=100)[1]]
+    ranks[1].kill()
+    ranks[1].communicate()
     assert [process.returncode for process in ranks] == [1, -signal.SIGKILL]
     line = said[0].strip().splitlines()[-1]
-    assert line.startswith("ldm-lite: another process is gone (") and "Traceback" not in said[0]
+    assert line.startswith("ldm-lite: another process is gone or stands still (") and "Traceback" not in said[0]
     assert line.endswith("); the same command goes on from the last checkpoint")
     assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == 3
 
