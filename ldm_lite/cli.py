@@ -891,20 +891,25 @@ def to_shards(stage: Any, images: Any, settings: EncodeConfig) -> str:
     """In the files of a folder, each written whole; returns what they hold. InputError for a folder of other things."""
     from . import processes
     from .data import cache_latents
+    from .runs import SCALE, scale_of_folder, scaleless
 
-    folder, s = settings.output, settings
-    known = lambda path: path.name.startswith(".") or (path.stem.isdigit() and path.suffix == ".safetensors")
+    folder, s, scaled = settings.output, settings, ""
+    ours = lambda path: path.name == SCALE or (path.stem.isdigit() and path.suffix == ".safetensors")
+    known = lambda path: path.name.startswith(".") or ours(path)
     if folder.exists() and not (folder.is_dir() and all(map(known, folder.iterdir()))):
         raise InputError(f"output: {folder} holds something other than latents; choose another folder")
     own = {"batch": s.batch, "workers": s.workers, "spread": s.spread, "progress": processes.rank() == 0}
     try:
+        if scaleless(stage):
+            n = scale_of_folder(stage, images, folder)
+            scaled = f", scaled by {float(stage.scale):.5g} as measured on {n} images"
         latents: Any = cache_latents(stage, images, folder, strict=True, **own)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from the files that are there") from None
     if s.verify:
         processes.alone(latents.verify)
     held = f"{len(latents.paths)} files, {len(latents):,} items of z {tuple(latents[0]['z'].shape)}"
-    held += ", each mirrored too" if latents.turns > 1 else ""
+    held += scaled + (", each mirrored too" if latents.turns > 1 else "")
     return held + (", read and verified" if s.verify else "")
 
 

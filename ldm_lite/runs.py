@@ -167,12 +167,52 @@ def measure_scale(stage: nn.Module, images: Any) -> int:
     return len(rows)
 
 
+def scaleless(stage: nn.Module) -> bool:
+    """Whether it is a KL first stage without a scale of its latents, such as a converted one."""
+    return getattr(getattr(stage, "config", None), "bottleneck", "") == "kl" and float(stage.scale) == 1
+
+
+def measured(stage: nn.Module, images: Any, seed: int = 0) -> int:
+    """measure_scale on all ranks, to the last bit: the scale is in the name of what is encoded."""
+    place = home(stage)
+    with torch.random.fork_rng([place] if place.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(mix(seed) + processes.rank())
+        with autocast(place, precision("auto", place)):
+            n = measure_scale(stage, images)
+    stage.scale.fill_(processes.shared(float, stage.scale))
+    return n
+
+
+def scale_of_folder(stage: nn.Module, images: Any, folder: Path, seed: int = 0) -> int:
+    """Gives a first stage without a scale the one of the latents in a folder, or of its latents to be, and writes it
+    there for all who take them; returns on how many images it was measured. InputError for latents in none."""
+    from .data.cache import fingerprint
+
+    mark, own = folder / SCALE, {STAGE: fingerprint(stage)}
+
+    def held() -> dict[str, Any]:
+        there = read(mark) if mark.is_file() else {}
+        if there.get(STAGE) == own[STAGE]:
+            return there
+        if any(folder.glob("[0-9]*.safetensors")):
+            other = "of another first stage, other images or settings, or in no scale"
+            raise InputError(f"{folder}: holds latents {other}; choose another")
+        return {}
+
+    if there := processes.shared(held):
+        stage.scale.fill_(there["scale"])
+        return there["images"]
+    n = measured(stage, images, seed)
+    processes.alone(write, mark, {"scale": float(stage.scale), "images": n} | own)
+    return n
+
+
 def scale_latents(stage: nn.Module, images: Any, recipe: DiffusionRecipe, out: Path, weights: dict[str, str]) -> None:
-    """Gives a KL first stage without a scale, such as a converted one, that of its latents of the training data.
+    """Gives a KL first stage without a scale that of its latents of the training data, or of the folder they are in.
 
     It is written to out/scale.json before anything is encoded: a run that goes on reads it there, and one that began
-    without goes on without. InputError where latents come from elsewhere, in the scale of the time."""
-    if getattr(getattr(stage, "config", None), "bottleneck", "") != "kl" or float(stage.scale) != 1 or recipe.init:
+    without goes on without."""
+    if not scaleless(stage) or recipe.init:
         return  # what `init` names has learned in the scale of this very first stage
     mark, about_it = out / SCALE, weights | {"data": to_dict(recipe.data)}
 
@@ -186,19 +226,13 @@ def scale_latents(stage: nn.Module, images: Any, recipe: DiffusionRecipe, out: P
         stage.scale.fill_(scale)
     if goes_on or scale is not None:
         return
-    if recipe.latents:
-        raise InputError(
-            f"first_stage: {recipe.first_stage} has no scale of its latents, and those in {recipe.latents} would be in "
-            "none; convert it with --scale (1 / the deviation that ldm-lite encode prints), or leave --latents out"
-        )
     processes.alone(claimed, out, recipe.train, about(recipe) | weights)
-    place = home(stage)
-    with skipping(images, out), torch.random.fork_rng([place] if place.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(mix(recipe.train.seed) + processes.rank())
-        with autocast(place, precision("auto", place)):
-            n = measure_scale(stage, images)
-    scale = processes.shared(float, stage.scale)  # to the last bit: it is in the name of what is encoded
-    stage.scale.fill_(scale)
+    with skipping(images, out):
+        if recipe.latents:
+            n = scale_of_folder(stage, images, Path(recipe.latents), recipe.train.seed)
+        else:
+            n = measured(stage, images, recipe.train.seed)
+    scale = float(stage.scale)
     processes.alone(write, mark, {"scale": scale, "images": n} | about_it)
     if processes.rank() == 0:
         print(f"{recipe.first_stage} has no scale of its latents: {scale:.5g}, measured on {n} images", flush=True)

@@ -71,7 +71,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def latents(folder: Path) -> dict[str, dict]:
     """By file: what it says of itself, and its columns. (Of equal files the bytes differ: the first has no order.)"""
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*.safetensors")):
         columns = {name: value.tolist() for name, value in load_file(path).items()}
         found[path.name] = {"about": about(path), **columns}
     return found
@@ -205,6 +205,7 @@ def test_ranks_with_other_settings_encode_nothing(here):
 
 def test_the_encoder_alone_serves_as_well(here):
     stage = autoencoder().eval()
+    stage.scale.fill_(1.1)
     store(stage, here / "stage")
     assert cli.main(["encode", "stage", "mine", "--size", "16", "-o", "latents", "--split", "validation"]) == 0
     made = cache_latents(stage, dataset(DataConfig("mine", 16), "validation"), progress=False)
@@ -432,9 +433,27 @@ def test_what_has_a_scale_or_began_without_keeps_it(here, monkeypatch):
     assert not any((here / out / "scale.json").exists() for out in ("vq", "own", "old", "begun"))
 
 
-def test_latents_from_elsewhere_need_a_first_stage_with_a_scale(here, capsys):
-    unscaled(here)
-    line = ["train", "mine-ldm", "--first_stage", "bare"]
-    said = refused(capsys, *line, "--latents", "latents")
-    assert said.startswith("ldm-lite: first_stage: bare has no scale of its latents, and those in latents would be in")
-    assert "convert it with --scale" in said and "leave --latents out" in said
+def test_latents_for_several_runs_are_in_one_scale_that_is_measured_once(here, monkeypatch, capsys):
+    drawn, _ = unscaled(here)
+    encode = ["encode", "bare", "mine", "--size", "16", "-o", "latents"]
+    assert cli.main(encode) == 0
+    scale = read(here / "latents/scale.json")["scale"]
+    assert scale == pytest.approx(1 / drawn, rel=0.05) and abs(scale - 1) > 0.1
+    assert f", scaled by {scale:.5g} as measured on 22 images" in capsys.readouterr().out
+    kept = latents(here / "latents")
+    line = ["train", "mine-ldm", "--first_stage", "bare", "--latents"]
+    with monkeypatch.context() as m:
+        m.setattr(runs, "measure_scale", lambda *_: pytest.fail("measured again"))
+        assert cli.main(encode) == 0 and cli.main([*line, "latents", "--out", "one"]) == 0
+        assert cli.main([*line, "latents", "--train.seed", "5", "--out", "two"]) == 0
+    assert scale_in(here / "one") == scale_in(here / "two") == scale and latents(here / "latents") == kept
+    assert "- latents: scaled by" in (here / "one/model/card.md").read_text()
+    assert cli.main([*line, "others", "--out", "three"]) == 0  # a run encodes what is not there, for others too
+    with monkeypatch.context() as m:
+        m.setattr(runs, "measure_scale", lambda *_: pytest.fail("measured again"))
+        assert cli.main([*line, "others", "--out", "four"]) == 0
+    assert scale_in(here / "three") == scale_in(here / "four") != 1
+    (here / "latents/scale.json").unlink()  # as an older version left them
+    for again in (encode, [*line, "latents", "--out", "five"]):
+        assert "other images or settings, or in no scale; choose another" in refused(capsys, *again)
+    assert latents(here / "latents") == kept
