@@ -38,6 +38,7 @@ from .processes import device as device
 # settings that a run may go on with others of: how it is computed and watched, on another machine too. Other parts of a
 # batch are other draws of the same noise
 FREE = ("accumulate", "compile", "memory", "sample_every", "save_every", "save_minutes", "tensorboard", "workers")
+WARM = 3  # steps until cuDNN has tried its kernels, which takes what memory there is: no measure of what a run needs
 CALIBRATION = 20  # steps that measure the rate when a run is given minutes instead of steps
 
 
@@ -1105,6 +1106,8 @@ class Log:
         row = {"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}, "seconds": f"{spent:.2f}"}
         if self.card:
             row["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"  # GiB, the most so far
+            if step == self.start + WARM:
+                torch.cuda.reset_peak_memory_stats()
         self._row(row)
         loss = numbers["loss"]
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss

@@ -569,6 +569,20 @@ def test_images_a_second_are_a_mean_of_the_steps_of_this_part_of_a_run(tmp_path,
     assert rates == [("images_a_second", 1.0, 1), ("images_a_second", 12 / 7, 2), ("images_a_second", 18 / 8, 3)]
 
 
+def test_the_memory_of_a_run_is_what_it_took_after_its_first_steps(tmp_path, monkeypatch):
+    peak = [9]
+    monkeypatch.setattr(training, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0] * 2**30)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 4))
+    claimed(tmp_path, TRAIN, {})
+    with Log(tmp_path, 0, TRAIN) as log:
+        for step in range(1, 7):
+            log.write(step, {"loss": 0.5})
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["memory"]) for row in rows] == [9, 9, 9, 4, 4, 4]
+
+
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_run_json_says_on_which_card_a_run_goes_on_and_a_run_may_go_on_with_another(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(training, "device", lambda: torch.device(kind))
