@@ -100,7 +100,7 @@ def at_work() -> Iterator[None]:
 def wait_at_most(limit: timedelta) -> None:
     if hasattr(torch.distributed, "set_timeout"):
         torch.distributed.set_timeout(limit)
-    else:  # before torch 2.14
+    else:  # its name in older versions
         torch.distributed.distributed_c10d._set_pg_timeout(limit)
 
 

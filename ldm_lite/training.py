@@ -983,7 +983,9 @@ def seconds(out: str | Path) -> float:
 
 def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:
     """The task's sample grid as a PNG, without disturbing the run's randomness (every step seeds its own)."""
-    with torch.compiler.set_stance("force_eager"):  # other sizes than a step's: a graph for each would take a minute
+    graph = getattr(getattr(task.model, "denoiser", None), "_compiled_call_impl", None)
+    # of other sizes than a step: a graph for each would take a minute
+    with torch.compiler.set_stance("force_eager") if graph else nullcontext():
         images = task.picture(batch)
     if processes.rank() == 0:
         save_grid(images, path, 8)
