@@ -137,7 +137,8 @@ def read(path: str | Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except Exception as error:  # the two parsers have different errors, and one line is enough for either
-        raise InputError(f"{path}: not a settings file ({str(error).splitlines()[0]})") from None
+        form = "YAML" if path.suffix in (".yaml", ".yml") else "JSON"
+        raise InputError(f"{path}: is not {form} ({str(error).splitlines()[0]})") from None
 
 
 def write(path: str | Path, settings: Any) -> None:

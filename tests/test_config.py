@@ -104,10 +104,10 @@ def test_to_dict_turns_tuples_paths_and_dataclasses_to_plain_values():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("s.json", '{"a": 1', "not a settings file"),
-        ("s.json", "\xff\xfe", "not a settings file"),
-        ("s.yaml", "a: [1", "not a settings file"),
-        ("s.yaml", "!!python/object/apply:os.getcwd []", "not a settings file"),
+        ("s.json", '{"a": 1', "is not JSON"),
+        ("s.json", "\xff\xfe", "is not JSON"),
+        ("s.yaml", "a: [1", "is not YAML"),
+        ("s.yaml", "!!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
 def test_a_file_that_cannot_be_parsed_is_named_in_one_line(name, text, message, tmp_path):
