@@ -849,7 +849,8 @@ def encode(arguments: list[str]) -> None:
     )
     about += "images in the order of the sorted files. To a folder: files of some thousand latents, of what a recipe "
     about += "learns from (DATA as for train: --data), which ldm-lite train PRESET --latents FOLDER takes in place of "
-    about += "encoding. The same command goes on where it was stopped, and torchrun shares the work."
+    about += "encoding, in the scale that a KL first stage without one has on these images (scale.json). The same "
+    about += "command goes on where it was stopped, and torchrun shares the work."
     names, rest = taken(arguments, "ldm-lite encode", "a model and a folder of images", 2)
     rest = replaced(rest, {"-o": "--output", "--out": "--output"})
     s = options(EncodeConfig, EncodeConfig(), rest, "ldm-lite encode MODEL DATA", about)

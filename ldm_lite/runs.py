@@ -10,6 +10,7 @@ import csv
 import ctypes
 import dataclasses
 import functools
+import hashlib
 import math
 import platform
 import re
@@ -172,39 +173,46 @@ def scaleless(stage: nn.Module) -> bool:
     return getattr(getattr(stage, "config", None), "bottleneck", "") == "kl" and float(stage.scale) == 1
 
 
-def measured(stage: nn.Module, images: Any, seed: int = 0) -> int:
+def measured(stage: nn.Module, images: Any) -> int:
     """measure_scale on all ranks, to the last bit: the scale is in the name of what is encoded."""
     place = home(stage)
     with torch.random.fork_rng([place] if place.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(mix(seed) + processes.rank())
+        torch.manual_seed(processes.rank())
         with autocast(place, precision("auto", place)):
             n = measure_scale(stage, images)
     stage.scale.fill_(processes.shared(float, stage.scale))
     return n
 
 
-def scale_of_folder(stage: nn.Module, images: Any, folder: Path, seed: int = 0) -> int:
+def scale_of_folder(stage: nn.Module, images: Any, folder: Path) -> int:
     """Gives a first stage without a scale the one of the latents in a folder, or of its latents to be, and writes it
-    there for all who take them; returns on how many images it was measured. InputError for latents in none."""
-    from .data.cache import fingerprint
+    there for all who take them; returns on how many images it was measured. Of several at once, the first to write it
+    is right. InputError for latents in none, or of other images."""
+    from .data.cache import fingerprint, identity
 
-    mark, own = folder / SCALE, {STAGE: fingerprint(stage)}
+    of = hashlib.sha256(f"{len(images)} {identity(images)}".encode()).hexdigest()
+    mark, own = folder / SCALE, {STAGE: fingerprint(stage), "data": of}
 
     def held() -> dict[str, Any]:
         there = read(mark) if mark.is_file() else {}
-        if there.get(STAGE) == own[STAGE]:
+        if not isinstance(there, dict) or (there and not isinstance(there.get("scale"), float)):
+            raise InputError(f"{mark}: is no scale of latents; choose another folder")
+        if all(there.get(name) == value for name, value in own.items()):
             return there
         if any(folder.glob("[0-9]*.safetensors")):
             other = "of another first stage, other images or settings, or in no scale"
             raise InputError(f"{folder}: holds latents {other}; choose another")
         return {}
 
-    if there := processes.shared(held):
-        stage.scale.fill_(there["scale"])
-        return there["images"]
-    n = measured(stage, images, seed)
-    processes.alone(write, mark, {"scale": float(stage.scale), "images": n} | own)
-    return n
+    def settled(n: int) -> dict[str, Any]:
+        there = held()
+        if not there:
+            write(mark, there := {"scale": float(stage.scale), "images": n} | own)
+        return there
+
+    there = processes.shared(held) or processes.shared(settled, measured(stage, images))
+    stage.scale.fill_(there["scale"])
+    return there["images"]
 
 
 def scale_latents(stage: nn.Module, images: Any, recipe: DiffusionRecipe, out: Path, weights: dict[str, str]) -> None:
@@ -222,16 +230,18 @@ def scale_latents(stage: nn.Module, images: Any, recipe: DiffusionRecipe, out: P
         return stepped(out), there.get("scale") if same else None
 
     goes_on, scale = processes.shared(held)
-    if scale is not None:
+    encodes_for_others = recipe.latents and recipe.cache and not recipe.data.stream
+    if scale is not None and (goes_on or not encodes_for_others):
         stage.scale.fill_(scale)
-    if goes_on or scale is not None:
+        return
+    if goes_on:
         return
     processes.alone(claimed, out, recipe.train, about(recipe) | weights)
     with skipping(images, out):
-        if recipe.latents:
-            n = scale_of_folder(stage, images, Path(recipe.latents), recipe.train.seed)
+        if encodes_for_others:
+            n = scale_of_folder(stage, images, Path(recipe.latents))
         else:
-            n = measured(stage, images, recipe.train.seed)
+            n = measured(stage, images)
     scale = float(stage.scale)
     processes.alone(write, mark, {"scale": scale, "images": n} | about_it)
     if processes.rank() == 0:
@@ -393,7 +403,7 @@ def status(out: str | Path, last: int = 100) -> list[str]:
         if steps and step < steps:
             lines[-1] += f", {clock((steps - step) / rate)} left at this rate"
         lines += reached(run, rate * train["batch"])
-    if "memory" in rows[-1]:
+    if rows[-1].get("memory"):  # a run may go on without a GPU
         lines.append(f"memory: {float(rows[-1]['memory']):.1f} GiB of the GPU at most")
     saved, grids = out / "checkpoint.pt", sorted((out / "samples").glob("*.png"))
     if saved.is_file():

@@ -296,6 +296,9 @@ class Descent:
             sliced = lambda values, p: {k: slice_of(v, p) if v.ndim else v for k, v in values.items()}
             optimizer["state"] = {i: sliced(values, self.parameters[i]) for i, values in optimizer["state"].items()}
         self.optimizer.load_state_dict(optimizer)
+        for parameter, held in self.optimizer.state.items():  # in the layout that the parameter has in memory here
+            for name, value in held.items():
+                held[name] = torch.empty_like(parameter).copy_(value) if value.ndim else value
         if state["scaler"]:  # there is none of a run that was in another precision so far
             self.scaler.load_state_dict(state["scaler"])
         if self.ema:
@@ -1107,7 +1110,7 @@ class Log:
         spent = self.before + now - self.began
         row = {"step": step, **{k: f"{v:.6g}" for k, v in numbers.items()}, "seconds": f"{spent:.2f}"}
         if self.card:
-            row["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"  # GiB, the most so far
+            row["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"  # GiB, the most since WARM
             if step == self.start + WARM:
                 torch.cuda.reset_peak_memory_stats()
         self._row(row)

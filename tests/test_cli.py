@@ -616,6 +616,15 @@ def test_status_says_which_share_of_its_card_s_stated_rate_a_run_reaches(here, m
     assert not any("stated rate" in line for line in runs.status(here / "runs/mine"))
 
 
+@pytest.mark.parametrize(("memory", "said"), [("4.27", ["memory: 4.3 GiB of the GPU at most"]), ("", [])])
+def test_status_says_what_memory_a_run_takes_unless_it_goes_on_without_a_gpu(here, memory, said):
+    under_way(here / "runs/mine", 2)
+    log = here / "runs/mine/log.csv"
+    first, *rest = log.read_text().splitlines()
+    log.write_text("\n".join([first + ",memory", rest[0] + ",4.27", rest[1] + f",{memory}"]) + "\n")
+    assert [line for line in runs.status(here / "runs/mine") if "memory" in line] == said
+
+
 def test_a_reader_that_has_read_enough_is_no_error(here):
     under_way(here / "runs/mine", 120)
     command = f"{sys.executable} -m ldm_lite status runs/mine | true"

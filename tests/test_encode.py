@@ -457,3 +457,50 @@ def test_latents_for_several_runs_are_in_one_scale_that_is_measured_once(here, m
     for again in (encode, [*line, "latents", "--out", "five"]):
         assert "other images or settings, or in no scale; choose another" in refused(capsys, *again)
     assert latents(here / "latents") == kept
+
+
+def test_of_runs_that_measure_the_scale_of_a_folder_at_once_the_first_is_right(here, monkeypatch):
+    unscaled(here)
+    own, mark = runs.measure_scale, here / "latents/scale.json"
+
+    def overtaken(stage, images):
+        measured = own(stage, images)
+        with monkeypatch.context() as m:
+            m.setattr(runs, "measure_scale", own)
+            assert cli.main(["encode", "bare", "mine", "--size", "16", "-o", "latents"]) == 0
+        write(mark, read(mark) | {"scale": 0.5})  # another machine's would differ in its last bits
+        for path in (here / "latents").glob("*.safetensors"):
+            path.unlink()
+        return measured
+
+    monkeypatch.setattr(runs, "measure_scale", overtaken)
+    assert cli.main(["train", "mine-ldm", "--first_stage", "bare", "--latents", "latents"]) == 0
+    assert scale_in(here / "runs/mine-ldm") == 0.5 == read(mark)["scale"]
+
+
+def test_latents_of_a_folder_are_in_its_scale_whatever_a_run_without_them_had_measured(here, monkeypatch):
+    unscaled(here)
+    line, run = ["train", "mine-ldm", "--first_stage", "bare"], here / "runs/mine-ldm"
+    with monkeypatch.context() as m:
+        m.setattr("ldm_lite.data.cache.cache_latents", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        assert cli.main(line) == 130
+        write(run / "scale.json", read(run / "scale.json") | {"scale": 0.5})
+    assert cli.main(["encode", "bare", "mine", "--size", "16", "-o", "latents"]) == 0
+    assert cli.main([*line, "--latents", "latents"]) == 0
+    assert scale_in(run) == read(here / "latents/scale.json")["scale"] == read(run / "scale.json")["scale"] != 0.5
+
+
+def test_the_scale_of_a_folder_is_of_its_images_and_of_nothing_else(here, capsys):
+    unscaled(here)
+    line, mark = ["encode", "bare", "mine", "--size", "16", "-o", "latents"], here / "latents/scale.json"
+    assert cli.main(line) == 0
+    there = read(mark)
+    for path in (here / "latents").glob("*.safetensors"):
+        path.unlink()  # as if it had been stopped before the first
+    assert cli.main([*line, "--split", "validation"]) == 0 and read(mark)["images"] == 1
+    for wrong in ([], {"scale": "1"}, {"own": 1}):
+        write(mark, wrong)
+        assert "scale.json: is no scale of latents; choose another folder" in refused(capsys, *line)
+        assert read(mark) == wrong
+    plain = ["train", "mine-ldm", "--first_stage", "bare", "--latents", "others", "--cache", "False"]
+    assert cli.main(plain) == 0 and not (here / "others").exists() and there["images"] == 22

@@ -53,12 +53,11 @@ def test_a_run_learns_in_each_precision_and_draws(precision, compile, tmp_path):
     fit(job, Pictures(), config, tmp_path)
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     losses = torch.tensor([float(row["loss"]) for row in rows])
-    assert losses[-30:].mean() < 0.9 * losses[:10].mean() and float(rows[-1]["memory"]) > 0
+    assert losses[-60:].mean() < 0.9 * losses[:4].mean() and rows[-1]["memory"]
     assert len(list((tmp_path / "samples").iterdir())) == 2
-    saved = load_file(tmp_path / "model/model.safetensors")
-    torch.testing.assert_close(
-        saved["first_stage.decoder.conv_out.weight"].cuda(), job.model.first_stage.decoder.conv_out.weight
-    )
+    name = next(name for name, p in job.model.named_parameters() if p is kernels[0])
+    saved, average = load_file(tmp_path / "model/model.safetensors")[name], job.descent.ema.average[name]
+    assert torch.equal(saved, average.cpu()) and not torch.equal(average, kernels[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -72,9 +71,10 @@ def test_a_first_stage_learns_from_a_critic_and_a_codebook(precision, tmp_path):
     assert torch.isfinite(moved) and moved > 1e-3
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("first", "then"), [("cuda", "cpu"), ("cpu", "cuda")])
-def test_a_run_goes_on_on_another_device(first, then, tmp_path, monkeypatch):
-    config = replace(TRAIN, precision="fp32")
+def test_a_run_goes_on_on_another_device(first, then, precision, tmp_path):
+    config = replace(TRAIN, precision=precision)
     stop = at(4, denoising(config, first), lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fit(stop, Pictures(), config, tmp_path)

@@ -282,7 +282,7 @@ def train(rest):
             job = at(4, job, lambda: os.kill(os.getpid(), getattr(signal, sys.argv[1])))
         fit(job, Pictures(), TRAIN, Path("run"))
 
-cli.train, processes.STEP = train, timedelta(seconds=10)
+cli.train, processes.STEP = train, timedelta(seconds=30)
 sys.exit(cli.main(["train"]))
 """
 
@@ -290,6 +290,8 @@ sys.exit(cli.main(["train"]))
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGKILL and SIGSTOP")
 @pytest.mark.parametrize("fate", ["SIGKILL", "SIGSTOP"])
 def test_a_process_that_is_killed_or_frozen_is_said_by_the_others_in_one_line(fate, tmp_path):
+    if fate == "SIGSTOP" and not hasattr(torch.distributed, "set_timeout"):
+        pytest.skip("gloo keeps its first limit in older versions of torch")
     (tmp_path / "lost.py").write_text(LOST)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -301,9 +303,12 @@ def test_a_process_that_is_killed_or_frozen_is_said_by_the_others_in_one_line(fa
         )
         for environment in (os.environ | group | {"RANK": str(rank)} for rank in range(2))
     ]
-    said = [ranks[0].communicate(timeout=100)[1]]
-    ranks[1].kill()
-    ranks[1].communicate()
+    try:
+        said = [ranks[0].communicate(timeout=100)[1]]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
     assert [process.returncode for process in ranks] == [1, -signal.SIGKILL]
     line = said[0].strip().splitlines()[-1]
     assert line.startswith("ldm-lite: another process is gone or stands still (") and "Traceback" not in said[0]

@@ -22,7 +22,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from tiny import TRAIN, Pictures, at, task
+from tiny import TRAIN, UNET, Pictures, at, latent_diffusion, task
 from torch import nn
 
 from ldm_lite import runs, training
@@ -33,6 +33,7 @@ from ldm_lite.presets import DataConfig
 from ldm_lite.training import (
     EMA,
     Descent,
+    DiffusionTask,
     Log,
     Stopped,
     TrainConfig,
@@ -567,6 +568,24 @@ def test_images_a_second_are_a_mean_of_the_steps_of_this_part_of_a_run(tmp_path,
             log.write(step, {"loss": 0.5})
     rates = [row for row in seen if row[0] == "images_a_second"]
     assert rates == [("images_a_second", 1.0, 1), ("images_a_second", 12 / 7, 2), ("images_a_second", 18 / 8, 3)]
+
+
+@pytest.mark.parametrize("first", ["as it is", "channels last"])
+def test_a_run_goes_on_in_another_layout_of_its_weights_in_memory(first, tmp_path):
+    def job(layout):
+        torch.manual_seed(2)
+        model = latent_diffusion(replace(UNET, dropout=0.0))  # its masks would be other ones
+        if layout == "channels last":
+            model.denoiser.to(memory_format=torch.channels_last)
+        return DiffusionTask(model, TRAIN, dropout=0.3)
+
+    second = {"as it is": "channels last", "channels last": "as it is"}[first]
+    with pytest.raises(KeyboardInterrupt):
+        fit(at(2, job(first), lambda: signal.raise_signal(signal.SIGINT)), Pictures(), TRAIN, tmp_path / "moved")
+    for layout, folder in ((second, "moved"), (first, "whole")):
+        assert fit(job(layout), Pictures(), TRAIN, tmp_path / folder) == TRAIN.steps
+    a, b = (load_checkpoint(tmp_path / folder / "checkpoint.pt")["task"]["model"] for folder in ("moved", "whole"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
 
 
 def test_the_memory_of_a_run_is_what_it_took_after_its_first_steps(tmp_path, monkeypatch):
