@@ -765,7 +765,7 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     Stopped after Ctrl-C or SIGTERM, with the checkpoint saved unless the rate of a run given minutes is not yet known;
     InputError when `out` holds another run, FloatingPointError when the loss or the gradient is not finite."""
     out, rank, world = Path(out), processes.rank(), processes.count()
-    config, step = resumed(task, config, out, about or {})
+    given, (config, step) = config, resumed(task, config, out, about or {})
     if config.minutes is not None:
         config = replace(config, steps=max(config.steps, CALIBRATION))
     task.config = config
@@ -777,7 +777,7 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
     torch.backends.cudnn.benchmark = True  # sizes stay as they are: it is worth trying which kernels are fastest
     log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
     stop = Interrupt()
-    with compiled(task, config), processes.at_work(), stop, log:
+    with compiled(task, given), processes.at_work(), stop, log:
         source = batches(data, step, config, rank, world)
         if config.memory and place.type == "cuda":
             config = fitted(task, moved(next(source), place), config)

@@ -796,6 +796,16 @@ def test_minutes_become_steps_once_and_the_resumed_run_is_the_same(tmp_path, mon
     assert steps_logged(tmp_path / "whole") == list(range(1, 26))
 
 
+def test_a_run_of_minutes_is_compiled_by_them_when_it_goes_on_too(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "compiles", lambda config, place: asked.append(config.minutes))
+    with speed(monkeypatch, "diffusion", 1.2) as job, pytest.raises(ZeroDivisionError):
+        fit(at(22, job, lambda: 1 / 0), Pictures(), MINUTES, tmp_path)
+    with speed(monkeypatch, "diffusion", 1.2) as job:
+        assert fit(job, Pictures(), MINUTES, tmp_path) == 25
+    assert asked == [0.5, 0.5]
+
+
 def test_the_first_slow_steps_do_not_count_in_the_rate(tmp_path, monkeypatch):
     with speed(monkeypatch, "autoencoder", 1.0) as job:
         step, now = job.step, training.time.monotonic
