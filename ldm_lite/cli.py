@@ -642,6 +642,7 @@ class EvaluateConfig:
     sampler: str = "ddim"  # of the protocol
     grid: str = "uniform"  # of the protocol: the sampler's times
     eta: float = 0.0  # of the protocol, for ddim: 0 is DDIM, 1 is DDPM
+    compile: bool = False  # of the protocol: the networks that draw; on a GPU that pays from some thousand samples on
     count: int | None = None  # of the protocol: only the first so many images of the training set
     # of the protocol: where it keeps what it saw, to go on from; by default `fid` in a run's folder, NAME-fid beside
     # another model's, and runs/NAME-fid for shipped weights
@@ -782,7 +783,7 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     s = settings
     protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid, s.eta)  # type: ignore[arg-type]
     chosen = data if s.count is None else replace(data, count=s.count)
-    return measured(model, dataset(chosen), protocol, s.keep or kept(name), s.weights)
+    return measured(model, dataset(chosen), protocol, s.keep or kept(name), s.weights, s.compile)
 
 
 def as_published(asked: str, name: str, model: Any, s: EvaluateConfig, given: set[str], path: str) -> EvaluateConfig:

@@ -318,19 +318,25 @@ def compiles(config: TrainConfig, place: torch.device) -> bool:
     return config.compile if config.compile is not None else place.type == "cuda" and long
 
 
-@contextmanager
-def compiled(task: Task, config: TrainConfig) -> Iterator[None]:
-    """A denoiser is compiled inside, where `compiles` says so: in place, so that its tensors keep their names.
-
-    Afterwards it is as it was, since a batch of another size would be compiled anew."""
+def compiled(task: Task, config: TrainConfig) -> Any:
+    """Context of a run whose denoiser is compiled, where `compiles` says so."""
     if not isinstance(task, DiffusionTask) or sharded(task) or not compiles(config, task.descent.place):
-        yield
-        return
-    task.model.denoiser.compile()
+        return nullcontext()
+    return graphs(task.model.denoiser)
+
+
+@contextmanager
+def graphs(*networks: nn.Module) -> Iterator[None]:
+    """Networks are compiled inside, once for each size they meet: in place, so that their tensors keep their names.
+
+    Afterwards they are as they were, since a batch of another size would take another minute."""
+    for network in networks:
+        network.compile(dynamic=False)
     try:
         yield
     finally:
-        task.model.denoiser._compiled_call_impl = None  # torch has no name for it
+        for network in networks:
+            network._compiled_call_impl = None  # torch has no name for it
 
 
 class Task(Protocol):

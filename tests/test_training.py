@@ -617,7 +617,7 @@ def test_run_json_says_on_which_card_a_run_goes_on_and_a_run_may_go_on_with_anot
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_names(tmp_path, monkeypatch):
     own, graphs = nn.Module.compile, []
     counted = lambda graph, inputs: graphs.append(graph) or graph.forward  # which takes no compiler
-    monkeypatch.setattr(nn.Module, "compile", lambda self: own(self, backend=counted))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **more: own(self, backend=counted, **more))
     for name, job in (("plain", task("diffusion")), ("compiled", task("diffusion", replace(TRAIN, compile=True)))):
         torch._dynamo.reset()
         assert not graphs
@@ -631,7 +631,7 @@ def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_name
 def test_what_is_compiled_for_steps_draws_its_grids_as_it_is(tmp_path, monkeypatch):
     graphs, own = [], nn.Module.compile
     counted = lambda graph, inputs: graphs.append(graph) or graph.forward
-    monkeypatch.setattr(nn.Module, "compile", lambda self: own(self, backend=counted))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **more: own(self, backend=counted, **more))
     job = task("diffusion", replace(TRAIN, compile=True, sample_every=2))
     torch._dynamo.reset()
     fit(job, Pictures(), job.config, tmp_path)
