@@ -91,8 +91,8 @@ def measured(
     theirs = Seen(folder, "real", seen, len(images), network, real)
     ours = Seen(folder, "fake", f"{named} {asdict(protocol)} {weights(model)}", protocol.samples, network, fake)
     theirs.look("the dataset")
-    networks = [model.denoiser, getattr(model.first_stage, "decoder", None)] if compile else []
-    networks = [network for network in networks if network is not None]  # pixels have no decoder
+    both = (model.denoiser, getattr(model.first_stage, "decoder", None))  # pixels have none
+    networks = [network for network in both if compile and network is not None]
     for network in networks:
         network.to(memory_format=torch.channels_last)
     with graphs(*networks):

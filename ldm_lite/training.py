@@ -992,7 +992,7 @@ def seconds(out: str | Path) -> float:
 
 def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:
     """The task's sample grid as a PNG, without disturbing the run's randomness (every step seeds its own)."""
-    graph = getattr(getattr(task.model, "denoiser", None), "_compiled_call_impl", None)
+    graph = isinstance(task, DiffusionTask) and task.model.denoiser._compiled_call_impl
     # of other sizes than a step: a graph for each would take a minute
     with torch.compiler.set_stance("force_eager") if graph else nullcontext():
         images = task.picture(batch)

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -374,6 +376,14 @@ def scale_in(folder: Path) -> float:
     return float(LatentDiffusion.load(folder).first_stage.scale)
 
 
+@contextmanager
+def encoding_stopped(monkeypatch) -> Iterator[None]:
+    """Ctrl-C where a run would encode."""
+    with monkeypatch.context() as m:
+        m.setattr("ldm_lite.data.cache.cache_latents", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        yield
+
+
 @pytest.mark.parametrize("cache", ["True", "False"])
 def test_the_scale_of_a_first_stage_that_has_none_is_measured_once_and_goes_with_the_run(
     here, monkeypatch, capsys, cache
@@ -401,8 +411,7 @@ def test_the_scale_of_a_first_stage_that_has_none_is_measured_once_and_goes_with
 def test_a_run_that_was_stopped_while_it_encoded_keeps_its_scale_and_other_data_are_measured_anew(here, monkeypatch):
     unscaled(here)
     line, run = ["train", "mine-ldm", "--first_stage", "bare"], here / "runs/mine-ldm"
-    with monkeypatch.context() as m:
-        m.setattr("ldm_lite.data.cache.cache_latents", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with encoding_stopped(monkeypatch):
         assert cli.main(line) == 130
         there = read(run / "scale.json")
         write(run / "scale.json", there | {"scale": 0.5})  # as measured on another machine
@@ -481,8 +490,7 @@ def test_of_runs_that_measure_the_scale_of_a_folder_at_once_the_first_is_right(h
 def test_latents_of_a_folder_are_in_its_scale_whatever_a_run_without_them_had_measured(here, monkeypatch):
     unscaled(here)
     line, run = ["train", "mine-ldm", "--first_stage", "bare"], here / "runs/mine-ldm"
-    with monkeypatch.context() as m:
-        m.setattr("ldm_lite.data.cache.cache_latents", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with encoding_stopped(monkeypatch):
         assert cli.main(line) == 130
         write(run / "scale.json", read(run / "scale.json") | {"scale": 0.5})
     assert cli.main(["encode", "bare", "mine", "--size", "16", "-o", "latents"]) == 0

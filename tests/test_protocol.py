@@ -62,15 +62,12 @@ def test_the_numbers_are_those_of_all_samples_and_all_images_at_once(tmp_path):
 
 
 def test_compiled_it_gives_the_same(tmp_path, monkeypatch):
-    own, sizes = torch.nn.Module.compile, []
-    counted = lambda graph, inputs: sizes.append([v.shape[0] for v in inputs if v.ndim == 4][-1]) or graph.forward
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: own(self, backend=counted, **more))
-    torch._dynamo.reset()
+    graphs = tiny.graphs_made(monkeypatch)
     plain, drawn = measured(model(), images(), ASKED, tmp_path / "plain"), model()
-    assert not sizes
+    assert not graphs
     found = measured(drawn, images(), ASKED, tmp_path / "compiled", compile=True)
     assert found["fid"] == pytest.approx(plain["fid"], rel=1e-3) and found["pixels"] == plain["pixels"]
-    assert len(sizes) == 4  # denoiser and decoder, for seven samples and for the last two
+    assert len(graphs) == 4  # denoiser and decoder, for seven samples and for the last two
     assert not any(part._compiled_call_impl for part in (drawn.denoiser, drawn.first_stage.decoder))
 
 

@@ -22,7 +22,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from tiny import TRAIN, UNET, Pictures, at, latent_diffusion, task
+from tiny import TRAIN, UNET, Pictures, at, graphs_made, latent_diffusion, task
 from torch import nn
 
 from ldm_lite import runs, training
@@ -615,11 +615,8 @@ def test_run_json_says_on_which_card_a_run_goes_on_and_a_run_may_go_on_with_anot
 
 
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_names(tmp_path, monkeypatch):
-    own, graphs = nn.Module.compile, []
-    counted = lambda graph, inputs: graphs.append(graph) or graph.forward  # which takes no compiler
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **more: own(self, backend=counted, **more))
+    graphs = graphs_made(monkeypatch)
     for name, job in (("plain", task("diffusion")), ("compiled", task("diffusion", replace(TRAIN, compile=True)))):
-        torch._dynamo.reset()
         assert not graphs
         fit(job, Pictures(), job.config, tmp_path / name)
         job.model.sample({"label": torch.tensor([1, 2, 0])}, steps=2, size=8)  # uncompiled again
@@ -629,11 +626,8 @@ def test_a_compiled_run_learns_what_an_uncompiled_one_learns_under_the_same_name
 
 
 def test_what_is_compiled_for_steps_draws_its_grids_as_it_is(tmp_path, monkeypatch):
-    graphs, own = [], nn.Module.compile
-    counted = lambda graph, inputs: graphs.append(graph) or graph.forward
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **more: own(self, backend=counted, **more))
+    graphs = graphs_made(monkeypatch)
     job = task("diffusion", replace(TRAIN, compile=True, sample_every=2))
-    torch._dynamo.reset()
     fit(job, Pictures(), job.config, tmp_path)
     assert len(graphs) == 1 and len(list((tmp_path / "samples").iterdir())) == TRAIN.steps // 2
 

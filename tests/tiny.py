@@ -77,6 +77,15 @@ def task(kind: str, config: TrainConfig = TRAIN) -> AutoencoderTask | DiffusionT
     return DiffusionTask(latent_diffusion(), config, dropout=0.3)
 
 
+def graphs_made(monkeypatch) -> list[list[Tensor]]:
+    """What is compiled from now on, without a compiler: for each graph what it is first called with."""
+    own, made = torch.nn.Module.compile, []
+    counted = lambda graph, inputs: made.append(inputs) or graph.forward
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: own(self, backend=counted, **more))
+    torch._dynamo.reset()
+    return made
+
+
 def at(step: int, task, action):
     """The task, which does `action` before that step of its."""
     own = task.step
