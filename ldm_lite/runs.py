@@ -188,7 +188,7 @@ def scale_of_folder(stage: nn.Module, images: Any, folder: Path) -> int:
     """Gives a first stage without a scale the one of the latents in a folder, or of its latents to be, and writes it
     there for all who take them; returns on how many images it was measured. Of several at once, the first to write it
     is right. InputError for latents in none, or of other images."""
-    from .data.cache import fingerprint, identity
+    from .data.cache import fingerprint, identity, others
 
     of = hashlib.sha256(f"{len(images)} {identity(images)}".encode()).hexdigest()
     mark, own = folder / SCALE, {STAGE: fingerprint(stage), "data": of}
@@ -200,8 +200,7 @@ def scale_of_folder(stage: nn.Module, images: Any, folder: Path) -> int:
         if all(there.get(name) == value for name, value in own.items()):
             return there
         if any(folder.glob("[0-9]*.safetensors")):
-            other = "of another first stage, other images or settings, or in no scale"
-            raise InputError(f"{folder}: holds latents {other}; choose another")
+            raise others(folder, ", or in no scale")
         return {}
 
     def settled(n: int) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def test_latents_of_something_else_are_refused_and_left_as_they_are(here, capsys
     elif other == "pictures":
         Image.new("RGB", (24, 20)).save(here / "mine/99.png")
     more = ["--flip", "True"] if other == "flip" else []
-    assert "latents: holds latents of another first stage, other images or settings" in refused(capsys, *LINE, *more)
+    said = refused(capsys, *LINE, *more)
+    assert "latents: holds latents of another first stage, other images or settings" in said
+    assert said.endswith("encode with the recipe's --size, --flip and --spread")
     assert files(here / "latents") == before
 
 

@@ -190,7 +190,7 @@ def cache_latents(
     key = _key(first_stage, dataset, sample, epochs, also, spread, len(both))
     processes.agreed(key, f"{folder}: the latents")
     if strict and any(about(path).get("key", key) != key for path in Path(folder).glob("[0-9]*.safetensors")):
-        raise InputError(f"{folder}: holds latents of another first stage, other images or settings; choose another")
+        raise others(folder)
     firsts = range(0, n, SHARD)
     paths = [Path(folder) / f"{k:05d}.safetensors" for k in range(len(firsts))]
     todo = [k for k in range(processes.rank(), len(paths), processes.count()) if _read(paths[k], key) is None]
@@ -205,6 +205,12 @@ def cache_latents(
             if other not in paths:
                 other.unlink()
     return Shards(paths, key, names, len(both))
+
+
+def others(folder: str | Path, also: str = "") -> InputError:
+    """For a folder that holds latents which are not those that are wanted."""
+    of = f"holds latents of another first stage, other images or settings{also}"
+    return InputError(f"{folder}: {of}; choose another, or encode with the recipe's --size, --flip and --spread")
 
 
 def _bar(total: int, progress: bool) -> Any:
