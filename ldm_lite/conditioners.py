@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -165,6 +166,15 @@ class Captions(Conditioner):
         """How many tokens they are."""
         raise NotImplementedError
 
+    def captions(self, batch: Batch) -> list[str]:
+        """The batch's. A warning, outside training, where the end of one is not read."""
+        captions = list(self.need(batch, "caption"))
+        if not self.training and (most := max(map(self.count, captions), default=0)) > self.length:
+            warnings.warn(
+                f"caption: {most} tokens, and the model reads {self.length}; the rest is left out", stacklevel=2
+            )
+        return captions
+
     def prompt(self, words: str, option: str = "prompt") -> str:
         """The words, if they can be told. InputError, by the option, for none, too many, and for what is no text."""
         try:
@@ -191,7 +201,7 @@ class Text(Captions):
         self.encoder = TokenEncoder(size, c.length, c.width, c.depth, c.heads, c.head_channels)
 
     def forward(self, batch: Batch) -> Condition:
-        rows = [self.tokens.row(caption, self.length) for caption in self.need(batch, "caption")]
+        rows = [self.tokens.row(caption, self.length) for caption in self.captions(batch)]
         return Condition(context=self.encoder(torch.tensor(rows, device=self.encoder.device)))
 
     def count(self, words: str) -> int:
@@ -246,7 +256,7 @@ class PretrainedText(Captions):
         return super()._apply(fn, recurse)
 
     def forward(self, batch: Batch) -> Condition:
-        captions, settings = list(self.need(batch, "caption")), {"max_length": self.length, "return_tensors": "pt"}
+        captions, settings = self.captions(batch), {"max_length": self.length, "return_tensors": "pt"}
         rows = self.tokenizer(captions, padding="max_length", truncation=True, **settings)
         place = next(self.encoder.parameters()).device
         mask = rows["attention_mask"].to(place) if self.masks else None
@@ -493,7 +503,8 @@ class Inpainting(Conditioner):
     """batch["masked"] (B, 3, H, W), the image with its hole at -1, and batch["mask"] (B, 1, H, W), 1 = keep -> concat.
 
     The latent of the masked image and, in one more channel, the mask by its nearest pixels, 1 in the hole and -1
-    outside, as the original's weights have it (their files say 1 = hole; here 1 = keep everywhere)."""
+    outside, as the original's weights have it (their files say 1 = hole; here 1 = keep everywhere). InputError for
+    other shapes and, outside training, for values between."""
 
     keys = ("masked", "mask")
     encodes = ("masked",)
@@ -509,6 +520,8 @@ class Inpainting(Conditioner):
             raise InputError(f"mask: {tuple(mask.shape)} is not (B, 1, H, W)")
         if any(m != s * self.config.f for m, s in zip(mask.shape[2:], z.shape[2:])):
             raise InputError(f"mask: {tuple(mask.shape[2:])} is of another size than its image")
+        if not self.training and not ((mask == 0) | (mask == 1)).all():  # as for labels
+            raise InputError("mask: has values other than 1, which is kept, and 0, which is drawn; take mask > 0.5")
         hole = 1 - 2 * F.interpolate(mask.to(z), z.shape[2:], mode="nearest")
         return Condition(concat=torch.cat([z, hole], 1))
 

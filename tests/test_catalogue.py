@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 
@@ -144,6 +145,16 @@ def test_the_next_id_is_taken_where_the_first_has_moved(faces, monkeypatch):
     assert len(known("celebahq", size=16, yes=True)) == 11
 
 
+def test_each_id_is_asked_for_at_its_own_commit(faces, monkeypatch):
+    about, asked = KNOWN["celebahq"], []
+    ids = (str(faces / "moved"), *about.ids)
+    monkeypatch.setitem(KNOWN, "celebahq", replace(about, ids=ids, revisions={about.ids[0]: "7" * 40}))
+    told = lambda id, split, **settings: (asked.append(settings["revision"]), HubImages(id, split, **settings))[1]
+    monkeypatch.setattr("ldm_lite.data.catalogue.HubImages", told)
+    known("celebahq", size=16, yes=True)
+    assert asked == [None, "7" * 40]
+
+
 def test_where_none_can_be_had_it_says_what_to_do(faces, monkeypatch):
     monkeypatch.setitem(KNOWN, "celebahq", replace(KNOWN["celebahq"], ids=("owner/gone",)))
     says = r"^celebahq: owner/gone: .*; or make a folder of the pictures from https://github.com/tkarras"
@@ -169,6 +180,8 @@ def test_what_is_known_is_whole():
     for name, about in KNOWN.items():
         assert isinstance(about, Known) and {"train", "validation"} <= about.rows.keys() and about.home, name
         assert all(id.count("/") == 1 for id in about.ids) and "\n" not in terms(name)
+        assert about.revisions.keys() <= set(about.ids), name
+        assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in about.revisions.values()), name
 
 
 def test_a_spoiled_memory_of_agreements_asks_again(faces):

@@ -141,9 +141,13 @@ def test_the_order_of_the_words_matters():
     assert not torch.allclose(a.mean(0), b.mean(0), atol=1e-3)
 
 
-def test_a_long_caption_is_cut_in_training_and_refused_in_a_prompt():
+def test_a_long_caption_is_cut_in_training_told_of_in_sampling_and_refused_in_a_prompt(recwarn):
     conditioner = text()  # bytes
     assert torch.equal(*conditioner({"caption": ["a house", "a houseboat"]}).context)
+    conditioner.eval()({"caption": ["a house", ""]})
+    assert not recwarn
+    with pytest.warns(UserWarning, match="^caption: 11 tokens, and the model reads 7; the rest is left out$"):
+        conditioner({"caption": ["a house", "a houseboat", "a car"]})
     with pytest.raises(InputError, match=r"^prompt: 10000 tokens, and the model reads 7; say it in fewer words$"):
         conditioner.prompt("x" * 10_000)
     assert conditioner.prompt("a house") == "a house"
@@ -348,6 +352,10 @@ def test_inpainting_sets_the_masked_latent_and_the_hole_beside_the_latent():
         conditioner({"masked_z": z, "mask": mask[..., :4]})
     with pytest.raises(InputError, match=r"^mask: \(1, 4, 6\) is not \(B, 1, H, W\)$"):
         conditioner({"masked_z": z, "mask": mask[0]})
+    conditioner.eval()({"masked_z": z, "mask": mask})
+    for other in (0.5, -1.0, 255.0, float("nan")):  # as of a soft brush, of a mask in [-1, 1], of a file's bytes
+        with pytest.raises(InputError, match=r"^mask: has values other than 1, which is kept, and 0, which"):
+            conditioner({"masked_z": z, "mask": mask.index_put((torch.tensor(0),), torch.tensor(other))})
 
 
 @pytest.mark.parametrize(

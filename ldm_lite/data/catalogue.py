@@ -23,7 +23,8 @@ class Known:
     """What is known of a dataset, from its cards (rows and sizes as they stated them in 2026).
 
     ids: on the hub, the first that can be had is taken. rows: by split, as ours are called; what is there is checked
-    against them. splits: what they are called there. revision: of the first id, None for its newest."""
+    against them. splits: what they are called there. revisions: the commit of an id, where one is known;
+    of others the newest is taken, and its rows are counted."""
 
     ids: tuple[str, ...]
     rows: Mapping[str, int]
@@ -32,7 +33,7 @@ class Known:
     home: str  # where the pictures come from
     splits: Mapping[str, str] = field(default_factory=dict)
     image_key: str = "image"
-    revision: str | None = None
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
 
 FACES = "for non-commercial research only; no picture may be passed on, not even in a notebook's output or a report"
@@ -46,6 +47,8 @@ KNOWN = {
         2.8,
         FACES,
         "https://github.com/tkarras/progressive_growing_of_gans",
+        # as the card of edgarcancinoe/celebahq_512_id_clusters, made from it, names it
+        revisions={"jxie/celeba-hq": "7ecc6a45edfb5483ccf2f7df1035d298ffe7c76b"},
     ),
     "lsun-churches": Known(
         ("tglcourse/lsun_church_train",),
@@ -78,11 +81,9 @@ def known(name: str, split: str = "train", yes: bool = False, **settings: Any) -
     about = KNOWN[name]
     agreed_to(name, yes)
     their, why = about.splits.get(split, split), []
-    for i, id in enumerate(about.ids):
+    for id in about.ids:
         try:
-            found = HubImages(
-                id, their, image_key=about.image_key, revision=about.revision if i == 0 else None, **settings
-            )
+            found = HubImages(id, their, image_key=about.image_key, revision=about.revisions.get(id), **settings)
             break
         except InputError as error:
             why.append(str(error))
