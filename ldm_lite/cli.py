@@ -14,6 +14,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from .config import InputError, LostError, one_or_more, shares, suggest
 
 COMMANDS = {
     "train": "train a preset: ldm-lite train PRESET [--data PATH] [--train.steps N] …",
-    "budget": "what a preset's training costs: ldm-lite budget [PRESET] [--card A100] [--hours 24]",
+    "budget": "what a preset's training costs: ldm-lite budget [PRESET] [--card A100] [--hours 24] [options]",
     "status": "how far a run is: ldm-lite status RUN",
     "sample": 'pictures from a model: ldm-lite sample MODEL --label "night snow" -n 16 -o out.png',
     "upscale": "larger pictures from small ones: ldm-lite upscale MODEL IN OUT (a picture, or a folder of them)",
@@ -179,6 +180,19 @@ def replaced(arguments: list[str], short: dict[str, str]) -> list[str]:
     return out
 
 
+def apart(arguments: list[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """The options of these names, each with its value, and the others."""
+    those, others, waiting = [], [], iter(arguments)
+    for argument in waiting:
+        name, sign, _ = argument.partition("=")
+        if name in names:
+            those += [argument] if sign else [argument, *islice(waiting, 1)]
+        else:
+            others.append(argument)
+    return those, others
+
+
+SHORT = {"--data": "--data.path", "--steps": "--train.steps", "--minutes": "--train.minutes"}
 UNITS = {"": 1.0, "gib": 1.0, "gb": 1e9 / 2**30}
 
 
@@ -219,8 +233,7 @@ def train(arguments: list[str]) -> None:
 
         chosen = from_dict(type(chosen), read(file), str(file))
     if rest != ["--help"]:
-        short = {"--data": "--data.path", "--steps": "--train.steps", "--minutes": "--train.minutes"}
-        rest = sized(replaced(rest, short | {"--memory": "--train.memory"}), "--train.memory")
+        rest = sized(replaced(rest, SHORT | {"--memory": "--train.memory"}), "--train.memory")
     about = "Also: --out FOLDER, --restart, --config FILE, --memory 15GB (of the GPU)."
     chosen = options(type(chosen), chosen, rest, f"ldm-lite train {name}", about)
     with processes.joined():
@@ -259,15 +272,23 @@ def budget(arguments: list[str]) -> None:
     many = 1 if arguments and not arguments[0].startswith("-") else 0
     names, rest = taken(arguments, "ldm-lite budget", "a preset, or none for all of the paper's", many)
     about = "Operations of a run, counted, and hours of one card from its stated rate times an assumed fraction."
+    chosen = {name: recipe(name) for name in names or PAPER}
+    if names:
+        about += " Also: what ldm-lite train takes for that preset, such as --model.width 128."
+        ours = flags(BudgetConfig())
+        rest, others = apart(replaced(rest, SHORT), [*ours, "--help"])
+        for argument in others:
+            if (option := argument.split("=")[0]).startswith("--") and option not in flags(chosen[names[0]]):
+                raise suggest(option, [*ours, *flags(chosen[names[0]])], "option of ldm-lite budget")
+        chosen = {name: options(type(each), each, others, "ldm-lite budget") for name, each in chosen.items()}
     s = options(BudgetConfig, BudgetConfig(), rest, "ldm-lite budget [PRESET]", about)
     cards = [s.card] if s.card else list(CARDS)
     for card in cards:
         reached(card, s.fraction)
-    chosen = {name: recipe(name) for name in names or PAPER}
     told = lambda b: ", ".join(f"{card} {b.hours(card, s.fraction):,.3g}" for card in cards)
     stages: dict[Any, str] = {}  # the hours of those that come first; several recipes have the same
     for name, each in chosen.items():
-        b, known = budget(each), PUBLISHED.get(name)
+        b, known = budget(each), PUBLISHED.get(name) if each == recipe(name) else None
         print(f"{name}: {b.parameters / 1e6:.1f} M parameters are trained, {b.steps:,} steps of {b.batch} = ", end="")
         print(f"{b.images / 1e6:.2f} M images of {each.data.size} px")
         often = "at every step" if b.pictures == 0 else f"once for {b.pictures:,} pictures" if b.pictures else "once"
@@ -293,7 +314,7 @@ def budget(arguments: list[str]) -> None:
     print(f"\nHours are those of one card at {percent} of its stated dense fp16 or bf16 rate.")
     print("celebahq-ldm4 reached 34 % of an H200's, and 18 % without compilation; elsewhere it is an assumption, which")
     print("python benchmarks/gpu.py measures on yours. Data that come too slowly cost more.")
-    if PUBLISHED.keys() & chosen.keys():
+    if any(name in PUBLISHED and each == recipe(name) for name, each in chosen.items()):
         print(f"Published FIDs are reported by the paper, and promised to nobody. {PROTOCOL}.")
 
 

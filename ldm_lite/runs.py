@@ -391,7 +391,8 @@ def status(out: str | Path, last: int = 100) -> list[str]:
         return [f"{out.name}: no step yet; latents may be encoded first"]
     step, steps = int(rows[-1]["step"]), train["steps"] if train["minutes"] is None else run.get("steps")
     total = f"{step:,} of {steps:,} ({100 * step / steps:.0f} %)" if steps else f"{step:,}"
-    lines = [f"{out.name}: step {total}, loss {mean_of(rows[-last:], 'loss'):.4f}, as a mean of the last {last} steps"]
+    mean, over = mean_of(rows[-last:], "loss"), min(last, len(rows))
+    lines = [f"{out.name}: step {total}, loss {mean:.4f}, as a mean of the last {over} steps"]
     if len(rows) > 1:
         some = rows[-last - 1 :]
         taken = float(some[-1]["seconds"]) - float(some[0]["seconds"])

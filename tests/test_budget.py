@@ -215,6 +215,19 @@ def test_the_command_says_steps_images_operations_and_hours(capsys):
     assert "at 50 % of its stated" in said and "published" not in said
 
 
+def test_a_recipe_of_ones_own_is_counted_and_nothing_published_is_said_of_it(capsys, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, "tiny-ldm2", PUBLISHED["celebahq-ldm4"])
+    wide, line = replace(WHOLE, model=replace(WHOLE.model, width=12)), ["budget", "tiny-ldm2", "--card", "T4"]
+    for own, recipe in (([], WHOLE), (["--model.width", "12"], wide), (["--model.width=12", "--steps", "7"], wide)):
+        recipe = replace(recipe, train=replace(recipe.train, steps=7)) if "--steps" in own else recipe
+        assert cli.main([*line, *own, "--fraction", "0.5"]) == 0
+        said, b = capsys.readouterr().out, budget(recipe)
+        assert f"{b.parameters / 1e6:.1f} M" in said and f"hours: T4 {b.hours('T4', 0.5):.3g}\n" in said
+        assert f"{b.steps} steps" in said and f"{b.operations:.2e} operations" in said
+        assert ("published: FID 5.11" in said) == ("Published FIDs" in said) == (not own)
+    assert budget(wide).training > budget(WHOLE).training
+
+
 def test_without_a_preset_it_says_the_paper_s_with_what_was_published(capsys, monkeypatch):
     for name in PAPER:
         monkeypatch.setitem(PRESETS, name, WHOLE)
@@ -253,6 +266,11 @@ def test_a_first_stage_that_is_trained_before_has_hours_of_its_own_on_pictures_n
         ("tiny-ldm2 --card T4 --hours -3", "hours: -3 is below 0"),
         ("tiny-ldm2 --fraction 2", "fraction: 2 is not above 0"),
         ("tiny-ldm2 tiny-kl2", "a preset, or none"),
+        ("tiny-ldm2 --model.widht 12", "did you mean --model.width?"),
+        ("tiny-ldm2 --crad T4", "did you mean --card?"),
+        ("tiny-ldm2 --model.width wide", "wide"),
+        ("tiny-ldm2 --card", "card"),
+        ("--model.width 12", "--model.width: no such option"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, line, words):

@@ -588,6 +588,8 @@ def test_status_says_how_far_a_run_is_at_what_rate_and_how_long_it_takes(here, c
     assert said[0] == f"mine: step 120 of 200 (60 %), loss {loss:.4f}, as a mean of the last 100 steps"
     assert said[1] == "rate: 2.00 steps/s, 16.0 images/s; 1 min 0 s so far, 0 min 40 s left at this rate"
     assert said[2].startswith("last checkpoint: 0 min") and len(said) == 3
+    under_way(here / "runs/young", 3)
+    assert runs.status(here / "runs/young")[0].endswith(f"loss {11 / 18:.4f}, as a mean of the last 3 steps")
 
 
 @pytest.mark.parametrize(
