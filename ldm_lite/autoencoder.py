@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -88,7 +89,9 @@ class Codebook(nn.Module):
     def forward(self, h: Tensor, sample: bool = True) -> Code:
         h = h.float()
         flat, codes = rearrange(h, "b c y x -> (b y x) c"), self.embedding.weight.float()
-        index = ((codes**2).sum(1) - 2 * flat @ codes.T).argmin(1)
+        kind = h.device.type  # in bf16 a third of all places would get another code than the nearest
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            index = ((codes**2).sum(1) - 2 * flat @ codes.T).argmin(1)
         snapped = rearrange(F.embedding(index, codes), "(b y x) c -> b c y x", y=h.shape[2], x=h.shape[3])
         commitment = ((snapped.detach() - h) ** 2).flatten(1).mean(1)
         codebook = ((snapped - h.detach()) ** 2).flatten(1).mean(1)

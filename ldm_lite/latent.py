@@ -293,7 +293,8 @@ class LatentDiffusion(nn.Module):
 
 def moved(batch: Mapping[str, Any], place: torch.device) -> Batch:
     """The batch with its tensors on a device."""
-    return {k: v.to(place, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    late = place.type == "cuda"  # towards a CPU, what reads it would not wait for it
+    return {k: v.to(place, non_blocking=late) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def near(side: Sequence[int], unit: int) -> str:

@@ -152,8 +152,9 @@ class SelfAttention(nn.Module):
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         qkv = rearrange(self.qkv(self.norm(h)), "b c y x -> b (y x) c")  # first, for its gradient to be channels last
         qkv = rearrange(qkv, "b n (heads three d) -> three b heads n d", heads=self.heads, three=3)
-        if h.device.type == "cpu" and not (torch.is_grad_enabled() and h.shape[2] * h.shape[3] < 128):
-            qkv = qkv.contiguous()  # for other strides a CPU does not fuse it, which is faster for few tokens in bf16
+        few = torch.is_grad_enabled() and h.shape[2] * h.shape[3] < 128
+        if qkv.stride(-1) != 1 if h.is_cuda else h.device.type == "cpu" and not few:
+            qkv = qkv.contiguous()  # for other strides it is not fused, which on a CPU is faster for few tokens in bf16
         x = F.scaled_dot_product_attention(*qkv)
         return h + self.proj_out(rearrange(x, "b heads (y x) d -> b (heads d) y x", y=h.shape[2]))
 

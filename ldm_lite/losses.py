@@ -127,10 +127,14 @@ def balance(likeness: Tensor, g: Tensor, last_layer: Tensor, scale: float = 1.0)
     """lambda = |d likeness / d L| / (|d g / d L| + 1e-4), at most 1e4, for the decoder's last layer L, detached.
 
     With it the critic's term moves the last layer as much as the others do together (Esser et al. 2021, eq. 7; the
-    1e-4 is their code's). scale: multiplies the losses before their gradients are taken, which so survive fp16."""
-    (a,) = torch.autograd.grad(scale * likeness, last_layer, retain_graph=True)
-    (b,) = torch.autograd.grad(scale * g, last_layer, retain_graph=True)
-    return (a.float().norm() / scale / (b.float().norm() / scale + 1e-4)).clamp(0, 1e4).detach()
+    1e-4 is their code's). scale: multiplies the losses before their gradients are taken, which so survive fp16; less
+    where they overflow, for a scaler tries whether a larger scale still fits."""
+    of = lambda loss: torch.autograd.grad(scale * loss, last_layer, retain_graph=True)[0].float().norm() / scale
+    a, b = of(likeness), of(g)
+    while scale > 1 and not (a + b).isfinite():
+        scale = max(scale / 16, 1.0)
+        a, b = of(likeness), of(g)
+    return (a / (b + 1e-4)).clamp(0, 1e4).detach()
 
 
 class Objective(nn.Module):

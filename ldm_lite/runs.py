@@ -505,7 +505,7 @@ def likeness(images: Tensor, others: Tensor, place: torch.device) -> dict[str, f
 def latent_metrics(stage: nn.Module, images: Tensor) -> dict[str, Any]:
     """Standard deviation and size of latents: float16 numbers for KL, indices for VQ, and how the codes are used."""
     place = home(stage)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(0)  # the same draws of the posterior each time
         z = torch.cat([stage.encode(part.to(place), sample=True).cpu() for part in images.split(32)])
     numbers: dict[str, Any] = {"latent_std": round(float(z.std()), 3), "latent_bytes": 2 * z[0].numel()}

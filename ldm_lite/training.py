@@ -8,9 +8,11 @@ from __future__ import annotations
 import atexit
 import csv
 import functools
+import importlib.util
 import inspect
 import math
 import signal
+import sys
 import time
 import warnings
 from collections import deque
@@ -257,16 +259,20 @@ class Descent:
         return {name: float(number) for name, number in totals.items()} | {"grad": float(grad), "lr": rate}
 
     def trial(self, part: Mapping[str, Any], loss: Any) -> None:
-        """One part's loss and gradient, and room for the optimizer's two averages of it; nothing is learned."""
+        """One part's loss and gradient, beside what a step holds already: the optimizer's two averages of the gradient,
+        and the gradient of the parts before, where it is one of several. Nothing is learned."""
         own, self.replica = self.replica, self.module  # each rank tries by itself
+        held = [] if self.optimizer.state else [torch.empty_like(p) for p in self.parameters for _ in range(2)]
         try:
+            if len(next(iter(part.values()))) < self.config.batch:
+                for p in self.parameters:
+                    p.grad = torch.zeros_like(p)
             self.module.train()
             with self.autocast():
                 value, _ = loss(part)
             value.backward()
-            if not self.optimizer.state:
-                [torch.empty_like(p) for p in self.parameters for _ in range(2)]
         finally:
+            held.clear()
             self.replica = own
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -313,9 +319,13 @@ def parts(batch: Mapping[str, Any], n: int) -> Iterator[dict[str, Any]]:
 
 
 def compiles(config: TrainConfig, place: torch.device) -> bool:
-    """Whether fit compiles a network: where it is asked to, or on a GPU for a run that is long enough to gain by it."""
+    """Whether fit compiles a network: where it is asked to, or on a GPU for a run that is long enough to gain by it.
+
+    Not by itself without Triton, which torch brings to Linux alone."""
+    if config.compile is not None:
+        return config.compile
     long = config.steps >= 2000 if config.minutes is None else config.minutes >= 3
-    return config.compile if config.compile is not None else place.type == "cuda" and long
+    return place.type == "cuda" and long and importlib.util.find_spec("triton") is not None
 
 
 def compiled(task: Task, config: TrainConfig) -> Any:
@@ -538,8 +548,8 @@ def replica(module: nn.Module) -> nn.Module:
     """The module itself or, in one of several processes, wrapped so that gradients are means over all of them."""
     if not processes.distributed():
         return module
-    if next(module.parameters()).device.type == "cpu":  # where maps, and so gradients of kernels, are channels_last
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # where maps are channels_last, so are gradients of kernels
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # the critic's BatchNorm keeps running statistics, which nobody reads: they need not be equal
     ddp = nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in inspect.signature(ddp).parameters
@@ -780,10 +790,9 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
             finish(task, out)
         return step
     place = next(iter(task.model.parameters())).device
-    torch.backends.cudnn.benchmark = True  # sizes stay as they are: it is worth trying which kernels are fastest
     log, began, kept = Log(out, step, config) if rank == 0 else Quiet(), time.monotonic(), time.monotonic()
     stop = Interrupt()
-    with compiled(task, given), processes.at_work(), stop, log:
+    with trying_kernels(), compiled(task, given), processes.at_work(), stop, log:
         source = batches(data, step, config, rank, world)
         if config.memory and place.type == "cuda":
             config = fitted(task, moved(next(source), place), config)
@@ -821,13 +830,23 @@ def fit(task: Task, data: Any, config: TrainConfig, out: str | Path, about: Mapp
                 save(out / "checkpoint.pt", task, step, config)
                 kept = time.monotonic()
             if config.sample_every and step % config.sample_every == 0 and (rank == 0 or sharded(task)):
-                picture(task, batch, out / "samples" / f"{step:07d}.png")
+                shown(task, batch, out / "samples", step)
             if asked and step < config.steps:
                 if config.minutes is not None:
                     raise Stopped(f"stopped at step {step}, before the rate was known; the same command starts again")
                 raise Stopped(f"stopped at step {step} of {config.steps}; the same command goes on from there")
     finish(task, out)
     return step
+
+
+@contextmanager
+def trying_kernels() -> Iterator[None]:
+    """Context in which cuDNN tries which of its kernels are fastest: in a run sizes stay as they are, elsewhere not."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def finish(task: Task, out: Path) -> None:
@@ -988,6 +1007,16 @@ def seconds(out: str | Path) -> float:
     """How long the steps in out/log.csv took, over all the times the run was resumed."""
     with open(Path(out) / "log.csv", newline="", encoding="utf-8") as file:
         return max((float(row["seconds"]) for row in csv.DictReader(file)), default=0.0)
+
+
+def shown(task: Any, batch: Mapping[str, Any], folder: Path, step: int) -> None:
+    """The step's grid in a folder, where there is room to draw one: a run does not end for want of it."""
+    try:
+        picture(task, batch, folder / f"{step:07d}.png")
+    except torch.OutOfMemoryError:
+        if sharded(task):  # the other ranks are drawing
+            raise
+        print(f"step {step}: there is no room in memory for a grid of samples; it is left out", file=sys.stderr)
 
 
 def picture(task: Any, batch: Mapping[str, Any], path: Path) -> None:

@@ -32,6 +32,18 @@ def test_the_penalty_is_the_kl_divergence_to_the_unit_gaussian_per_image():
     assert torch.equal(code.mean, mean) and code.index is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_nearest_code_is_found_in_half_precision_too(dtype):
+    book, h = Codebook(512, 3), torch.randn(2, 3, 9, 11)
+    book.embedding.weight.data.normal_()
+    expected = book(h)
+    with torch.autocast("cpu", dtype):
+        code = book(h)
+    assert torch.equal(code.index, expected.index) and torch.equal(code.z, expected.z)
+    nearest = torch.cdist(h.permute(0, 2, 3, 1).reshape(-1, 3).double(), book.embedding.weight.double()).argmin(1)
+    assert torch.equal(code.index.flatten(), nearest)
+
+
 def test_a_sample_is_the_mean_and_so_many_deviations():
     h = torch.randn(3, 10, 4, 7)
     torch.manual_seed(1)

@@ -132,6 +132,14 @@ def test_balanced_gradients_of_the_last_layer_have_equal_length():
     assert not scaled.requires_grad
 
 
+def test_the_balance_is_taken_at_a_smaller_scale_where_half_precision_overflows():
+    w = torch.ones(3, requires_grad=True)
+    likeness, g = 300 * w.half().float().sum(), -100 * w.half().float().sum()  # what comes back passes through fp16
+    for scale in (1.0, 2.0**7, 2.0**20, 2.0**40):
+        assert balance(likeness, g, w, scale=scale) == pytest.approx(3.0, rel=1e-3)
+    assert balance(float("nan") * likeness, g, w, scale=2.0**20).isnan()  # which no scale mends
+
+
 def test_the_balance_is_bounded_where_the_critic_says_nothing():
     w = torch.ones(2, requires_grad=True)
     assert balance(1e9 * w.sum(), 0 * w.sum(), w) == 1e4

@@ -1,6 +1,7 @@
 """What a run promises: known rates and batches, and that stopping it, however rudely, changes nothing."""
 
 import csv
+import gc
 import itertools
 import json
 import math
@@ -632,7 +633,32 @@ def test_what_is_compiled_for_steps_draws_its_grids_as_it_is(tmp_path, monkeypat
     assert len(graphs) == 1 and len(list((tmp_path / "samples").iterdir())) == TRAIN.steps // 2
 
 
-def test_it_compiles_where_it_is_asked_to_and_else_for_long_runs_on_a_gpu():
+def test_a_grid_that_there_is_no_room_for_is_left_out_and_the_run_goes_on(tmp_path, capsys):
+    job = task("diffusion", replace(TRAIN, sample_every=4))
+    own, job.picture = job.picture, None
+
+    def picture(batch):
+        if not (tmp_path / "samples").exists():
+            (tmp_path / "samples").mkdir()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return own(batch)
+
+    job.picture = picture
+    assert fit(job, Pictures(), job.config, tmp_path) == 8
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0000008.png"]
+    assert "step 4: there is no room in memory for a grid of samples; it is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_kernels_are_tried_in_a_run_alone(before, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    inside = []
+    fit(at(1, task("diffusion"), lambda: inside.append(torch.backends.cudnn.benchmark)), Pictures(), TRAIN, tmp_path)
+    assert inside == [True] and torch.backends.cudnn.benchmark is before
+
+
+def test_it_compiles_where_it_is_asked_to_and_else_for_long_runs_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: "triton")
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for long, short in (
         (TrainConfig(steps=2000), TrainConfig(steps=1999)),
@@ -641,6 +667,9 @@ def test_it_compiles_where_it_is_asked_to_and_else_for_long_runs_on_a_gpu():
         assert [training.compiles(c, d) for c in (long, short) for d in (cpu, cuda)] == [False, True, False, False]
     for asked in (True, False):
         assert all(training.compiles(replace(short, compile=asked), d) is asked for d in (cpu, cuda))
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)  # as on Windows
+    assert not training.compiles(TrainConfig(steps=2000), cuda)
+    assert training.compiles(TrainConfig(steps=2000, compile=True), cuda)
 
 
 def test_checkpoints_come_by_the_clock_where_a_machine_may_be_taken_away(tmp_path, monkeypatch):
@@ -686,6 +715,23 @@ def test_a_batch_that_does_not_fit_says_which_would_and_nothing_is_learned(kind,
         assert fit(crowded(task(kind, advised), most), Pictures(), advised, tmp_path) == 8
 
 
+@pytest.mark.parametrize(("images", "more"), [(6, 2), (3, 3)])
+def test_a_trial_holds_what_a_later_step_does(images, more):
+    job, seen = task("diffusion", PLAIN), []
+    shape = job.descent.parameters[0].shape
+
+    def alike():
+        gc.collect()
+        return sum(
+            type(found) in (torch.Tensor, torch.nn.Parameter) and found.shape == shape for found in gc.get_objects()
+        )
+
+    own, before = job.loss, alike()
+    job.loss = lambda batch: (seen.append(alike() - before), own(batch))[1]
+    job.trial({"image": Pictures().images[:images], "label": torch.arange(images) % 3})
+    assert seen == [more] and alike() == before  # both averages; of one of several parts a gradient, too
+
+
 def test_a_model_of_which_not_one_image_fits_says_so(tmp_path):
     with pytest.raises(InputError, match="6 images at once do not fit into memory, nor does one; take a smaller model"):
         fit(crowded(task("diffusion", PLAIN), 0), Pictures(), PLAIN, tmp_path)
@@ -700,7 +746,8 @@ def test_what_a_step_held_that_did_not_fit_is_let_go_before_smaller_ones_are_tri
 
     def loss(part):
         if len(part["image"]) <= 3:
-            assert held and all(one() is None for one in held) and all(p.grad is None for p in job.model.parameters())
+            assert held and all(one() is None for one in held)
+            assert not any(p.grad.any() for p in job.model.parameters() if p.grad is not None)  # room for one alone
             return own(part)
         activation = own(part)[0]
         weight = job.model.denoiser.conv_out.weight
