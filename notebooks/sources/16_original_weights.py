@@ -29,6 +29,7 @@ layout; section 11 says how to do the same with the real ones.
 import copy
 import math
 import os
+import random
 import re
 import tempfile
 from dataclasses import replace
@@ -40,7 +41,7 @@ from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_lite.checkpoints import fill, load_compvis, renamed, save_compvis, tensors, translated
 from ldm_lite.data import Scenes
 from ldm_lite.latent import LatentDiffusion
-from ldm_lite.presets import FIRST_STAGES, PAPER, UNETS
+from ldm_lite.presets import FIRST_STAGES, UNETS
 from ldm_lite.unet import UNet
 
 torch.set_grad_enabled(False)  # only section 7 trains, and says so
@@ -103,9 +104,9 @@ r"""
 ## 2. Name by name
 
 The original numbers its blocks in one list each for down and up, and inside a block by position:
-`input_blocks.1.0.in_layers.2.weight` is, in ours, `down.0.res.conv1.weight`. A short table of
-rules is enough for the UNet of notebook 00. Each is a pattern and what takes its place, and they
-are applied in order.
+`input_blocks.1.0.in_layers.2.weight` is, in ours, `down.0.res.conv1.weight`. A short table of rules
+is enough for the UNet of notebook 00. Each is a pattern and what takes its place, and they are
+applied in order. One rule, `vector`, is ours alone: no published model takes its class that way.
 """
 
 # %% rules
@@ -260,14 +261,15 @@ r"""
 **What to see.** Rows one and two are the same landscapes, bit for bit. Row three is black, which
 means no difference.
 
-The package does all this with `save_compvis` and `load_compvis`, and it is stricter. Each norm in
-the original has 32 groups. That number is in no tensor's shape, and our small model has fewer, so
-the package refuses to write it. It takes models from 128 channels up. Here is one, with random
-weights, through a file and back.
+The package does all this with `save_compvis` and `load_compvis`, and it is stricter. It refuses to
+write our small model: the original has no name for how it takes its class, and each norm there has
+32 groups, a number that is in no tensor's shape. Models from 128 channels up have them. Here is
+one, with random weights, through a file and back.
 """
 
 # %% package-trip
 from ldm_lite.conditioners import Unconditional
+from ldm_lite.config import InputError
 
 
 def random_weights(part):
@@ -285,10 +287,14 @@ vq = AutoencoderConfig(3, mult=(1, 1), blocks=1, bottleneck="vq", codes=37)
 parts = random_weights(Autoencoder(vq)), random_weights(UNet(faces))
 big = LatentDiffusion(*parts, replace(model.diffusion, predicts="eps"), Unconditional())
 save_compvis(big, folder / "faces.ckpt")
+for part in (model, denoiser):
+    try:
+        save_compvis(part, folder / "small.ckpt")
+        raise AssertionError("The original could not be given this one.")
+    except InputError as error:
+        print(said(error))
 
 # %% package-agrees tags=check
-from ldm_lite.config import InputError
-
 same = load_compvis(folder / "faces.ckpt", faces)
 for name, value in big.state_dict().items():
     assert torch.equal(value, same.state_dict()[name]), f"{name} changed on its way"
@@ -407,7 +413,7 @@ h = torch.randn(2, 128, 3, 5, generator=torch.Generator().manual_seed(2)).to(dev
 torch.testing.assert_close(attend(module, h, module.heads), module(h), atol=1e-4, rtol=1e-4)
 for heads in (1, 2, 8):
     off = (attend(module, h, heads) - module(h)).abs().max() / (module(h) - h).std()
-    print(f"{heads} heads in place of {module.heads}: off by {float(off):.1f} deviations")
+    print(f"heads: {heads} in place of {module.heads}, off by {float(off):.1f} deviations")
     assert off > 0.1, "Another number of heads is another function."
 keys = rows(4, 128)[1][128:256] == 1  # of the rows that one head takes for keys
 assert keys.float().mean() == 0.5, "Half of them are read as something else."
@@ -494,9 +500,10 @@ right all curves meet. A loss averaged over all times would hide most of it.
 
 This happened. The published configurations of `cin256`, `text2img256` and `layout2img256` ask for
 32 channels a head. The code of their day passed that setting over, and so they were trained with
-*one* head, as the paper's own tables say [1]. Later code obeys the setting and loads the same file
-strictly. (What that does to the real files' pictures we have not measured.) Our presets hold what
-was trained. For a file without a name `load_compvis` asks rather than guesses.
+*one* head, as the paper's tables say of the first and the last [1]. Later code obeys the setting
+and loads the same file strictly. (What that does to the real files' pictures we have not measured.)
+Our presets hold what was trained. For a file without a name `load_compvis` asks rather than
+guesses.
 """
 
 # %% scale [markdown]
@@ -552,12 +559,12 @@ def trained(steps, rate=2e-3, decay=0.97, batch=4):
     """(last, averaged) networks, and the error of both on the way."""
     last, averaged = copy.deepcopy(denoiser).train(), copy.deepcopy(denoiser)
     optimizer = torch.optim.AdamW(last.parameters(), lr=rate)
-    random, seen = torch.Generator().manual_seed(5), []
+    chance, seen = torch.Generator().manual_seed(5), []
     for i in range(steps):
         rows = Scenes().batch(range(batch * i, batch * i + batch))
         z = stage.encode((rows["image"].float() / 127.5 - 1).to(device))
-        eps = torch.randn(z.shape, generator=random).to(device)
-        t, cond = schedule.draw(batch, random), model.conditions({"label": rows["label"]})[0]
+        eps = torch.randn(z.shape, generator=chance).to(device)
+        t, cond = schedule.draw(batch, chance), model.conditions({"label": rows["label"]})[0]
         with torch.enable_grad():
             net = lambda z, clock, cond=cond: last(z, clock, cond)
             model.diffusion.loss(net, z, eps, t).mean().backward()
@@ -628,7 +635,7 @@ assert torch.equal(found, big.denoiser.stem.bias + 1), "These are not the averag
 r"""
 ## 8. Another grid
 
-The original's sampler takes every $\lfloor T/S \rfloor$-th step of the chain, from step 1 of a
+The original's sampler [3] takes every $\lfloor T/S \rfloor$-th step of the chain, from step 1 of a
 table that counts from 0. In our times 0 is data, and step $n$ of that table is $(n + 1)/T$. So its
 times are, for an $S$ that divides $T$,
 
@@ -669,8 +676,8 @@ figures.show(figure, words)
 r"""
 **What to see.** The original's dots reach neither end: at 1 the left picture shows it, at 0 only
 the enlarged one. It starts with pure noise at a time where the network expects a trace of picture,
-and with few steps the gap is wide. It stops at the chain's first step, with a little noise left in
-the latent. Ours ends at 0, where the latent is clean. Does it show?
+and with few steps the gap is wide [4]. It stops at the chain's first step, with a little noise left
+in the latent. Ours ends at 0, where the latent is clean. Does it show?
 """
 
 # %% grid-pictures tags=figure
@@ -699,12 +706,13 @@ r"""
 ## 9. Two oddities to keep
 
 Some things in the original look like mistakes, and its weights were trained with them. One is the
-small number in GroupNorm:
+small number in GroupNorm [5]:
 
 $$y = \gamma\,\frac{x - \mu}{\sqrt{v + \epsilon}} + \beta$$
 
-It is $10^{-5}$ in the UNet's blocks and $10^{-6}$ in the autoencoder. The other is padding: where
-the autoencoder halves a picture it pads right and bottom *only*, the UNet all around.
+It is $10^{-5}$ in the UNet's blocks and $10^{-6}$ in the autoencoder (and in the UNet's layers of
+text). The other is padding: where the autoencoder halves a picture it pads right and bottom *only*,
+the UNet all around.
 """
 
 
@@ -760,7 +768,7 @@ sounds strict, would have let it pass.
 r"""
 ## 10. A file that can do things
 
-A `.ckpt` file is a *pickle*: not data, but a small program that builds data. It may call any
+A `.ckpt` file is a *pickle* [6]: not data, but a small program that builds data. It may call any
 function by name. So reading a stranger's file with plain `pickle.load` means running a stranger's
 program. We make such a file. Ours is harmless: it only leaves a mark, an empty file, in our own
 temporary folder.
@@ -814,26 +822,14 @@ r"""
 ## 11. The real ones
 
 Here are all published models that the package knows, with address and terms. The gigabytes are
-computed from the presets: four bytes for each number of first stage and denoiser. Averages and text
-encoders come on top.
+computed from the shapes of their tensors, averages and encoders of text included.
 """
 
 # %% table
 from ldm_lite.originals import ORIGINALS, SERVER
 
-
-def parts(name):
-    """The modules of a published model that every file of it must hold, without memory."""
-    if name in FIRST_STAGES:
-        return [Autoencoder(FIRST_STAGES[name].model)]
-    first = PAPER[name].first_stage if name in PAPER else "kl-f8"
-    return [Autoencoder(FIRST_STAGES[first].model), UNet(UNETS[name])]
-
-
 for name, about in ORIGINALS.items():
-    with torch.device("meta"):
-        numbers = sum(p.numel() for part in parts(name) for p in part.parameters())
-    print(f"{name:19} {4 * numbers / 1e9:4.1f} GB  {about.url.replace(SERVER, '…/')}")
+    print(f"{name:19} {4e-3 * about.millions:4.1f} GB  {about.url.replace(SERVER, '…/')}")
 print(f"… is {SERVER.rstrip('/')}")
 for terms in sorted({about.terms for about in ORIGINALS.values()}):
     who = [name for name, about in ORIGINALS.items() if about.terms == terms]
@@ -842,7 +838,8 @@ for terms in sorted({about.terms for about in ORIGINALS.values()}):
 # %% commands [markdown]
 r"""
 One command fetches a model by any name of the first column. It shows size and terms and asks
-(`--yes` agrees), checks the file, and leaves the model in our layout. For the churches:
+(`--yes` agrees), compares the file's checksum where one was published (only `sd-v1`'s was), and
+leaves the model in our layout. For the churches:
 
 ```bash
 ldm-lite convert lsun-churches-ldm8 runs/churches --dtype fp32
@@ -1065,7 +1062,9 @@ def broken(kind, heads=1, scale=1.0):
     return restored(state, own if kind == "heads" else denoiser.config)
 
 
-cases = {"A": broken("ema"), "B": broken("heads"), "C": broken("scale"), "D": broken("fine")}
+faults = ["ema", "heads", "scale", "fine"]
+random.Random(11).shuffle(faults)  # who is who only the exercise will tell
+cases = dict(zip("ABCD", map(broken, faults)))
 figures.pictures(
     [case.sample(chosen, steps=steps, seed=3) for case in cases.values()],
     "Four samples, from the same noise, of the models A, B, C and D.",
@@ -1074,8 +1073,8 @@ figures.pictures(
 
 # %% broken-read [markdown]
 r"""
-**What to see.** Two rows give themselves away, if you remember sections 6 and 7. But of the other
-two, which is right? Both show landscapes with flaws, since the training was wild. So measure.
+**What to see.** One row gives itself away, if you remember section 6. But of the others, which is
+right? All show landscapes with flaws, since the training was wild. So measure.
 """
 
 # %% diagnose [exercise] title="Diagnose the loads" difficulty=3 minutes=15
@@ -1139,9 +1138,9 @@ r"""
 - The original's grid is cut at both ends; pictures come back exactly only on the same one.
 - A `.ckpt` is a program. Read it with a reader that runs nothing.
 
-**What next.** Notebook 17 asks which parts have been replaced since: the noise, the network, the
-number of steps. With a network and some gigabytes at hand, `ldm-lite convert kl-f8 runs/kl-f8` is
-the smallest real test.
+**What next.** Notebook 17 (to come) asks which parts have been replaced since: the noise, the
+network, the number of steps. With a network and some gigabytes at hand, `ldm-lite convert kl-f8
+runs/kl-f8` is the smallest real test.
 """
 
 # %% references [markdown]
