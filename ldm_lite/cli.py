@@ -68,11 +68,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         if not quiet:
-            print(f"\nldm-lite: {error or 'stopped'}", file=sys.stderr)
+            print(f"\nldm-lite: {str(error) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads has read enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of the system, such as a folder that may not be read
+        if error.filename is None:
+            raise
+        if not quiet:
+            print(f"ldm-lite: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+        return 2
     except Exception as error:
         torch = sys.modules.get("torch")  # which a command may do without
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
@@ -236,6 +242,7 @@ def train(arguments: list[str]) -> None:
         rest = sized(replaced(rest, SHORT | {"--memory": "--train.memory"}), "--train.memory")
     about = "Also: --out FOLDER, --restart, --config FILE, --memory 15GB (of the GPU)."
     chosen = options(type(chosen), chosen, rest, f"ldm-lite train {name}", about)
+    device()  # one that is not there is told of before anything is fetched
     with processes.joined():
         if chosen.train.memory and device().type != "cuda" and processes.rank() == 0:
             print(f"memory: is of a CUDA device, and this is {device().type}: the batch stays in the parts it has")
@@ -914,25 +921,28 @@ def to_shards(stage: Any, images: Any, settings: EncodeConfig) -> str:
     """In the files of a folder, each written whole; returns what they hold. InputError for a folder of other things."""
     from . import processes
     from .data import cache_latents
-    from .runs import SCALE, scale_of_folder, scaleless
+    from .data.cache import latents_alone
+    from .runs import scale_of_folder, scaleless, skipped, skipping
 
     folder, s, scaled = settings.output, settings, ""
-    ours = lambda path: path.name == SCALE or (path.stem.isdigit() and path.suffix == ".safetensors")
-    known = lambda path: path.name.startswith(".") or ours(path)
-    if folder.exists() and not (folder.is_dir() and all(map(known, folder.iterdir()))):
-        raise InputError(f"output: {folder} holds something other than latents; choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output: {folder} is no folder; choose another")
+    latents_alone(folder)
     own = {"batch": s.batch, "workers": s.workers, "spread": s.spread, "progress": processes.rank() == 0}
     try:
         if scaleless(stage):
             n = scale_of_folder(stage, images, folder)
             scaled = f", scaled by {float(stage.scale):.5g} as measured on {n} images"
-        latents: Any = cache_latents(stage, images, folder, strict=True, **own)
+        with skipping(images, folder):
+            latents: Any = cache_latents(stage, images, folder, strict=True, **own)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from the files that are there") from None
     if s.verify:
         processes.alone(latents.verify)
     held = f"{len(latents.paths)} files, {len(latents):,} items of z {tuple(latents[0]['z'].shape)}"
     held += scaled + (", each mirrored too" if latents.turns > 1 else "")
+    if left_out := skipped(folder):
+        held += f"; left out, as they cannot be read: {len(left_out)} (skipped.txt)"
     return held + (", read and verified" if s.verify else "")
 
 

@@ -116,7 +116,7 @@ def streamed(config: DataConfig, split: str, settings: dict[str, Any]) -> Any:
         images = data.known(config.path, split, streaming=True, **settings)
         return images if split == "train" else images.take(HELD_OUT)
     source = config.path.removeprefix("hub:")
-    if source == config.path and not any(Path(source).glob("**/*.parquet")):
+    if source == config.path and Path(source).suffix != ".parquet" and not any(Path(source).glob("**/*.parquet")):
         raise InputError(f"stream: {config.path} is neither on the hub nor Parquet; leave --data.stream out")
     own = has_own(source, split)
     images = data.HubImages(source, split if own else "train", streaming=True, **settings)

@@ -126,9 +126,13 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
 
 
 def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Path:
+    from .data.cache import latents_alone
+
     stage = first_stage_of(recipe, out).to(device())
     weights = processes.shared(weights_mark, out, recipe, stage)
     images = processes.first(recipe.images)  # rank 0 asks whether to fetch, and fetches
+    if recipe.latents and recipe.cache and not recipe.data.stream:
+        latents_alone(recipe.latents)
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
@@ -344,14 +348,15 @@ def skipping(images: Any, out: Path) -> Iterator[None]:
 def list_skipped(images: Any, out: Path) -> None:
     held = skipped(out)
     if new := [name for name in getattr(images, "skipped", []) if name not in held]:
-        with open(out / SKIPPED, "a", encoding="utf-8") as file:  # each rank adds its own
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / SKIPPED, "a", encoding="utf-8", errors="surrogateescape") as file:  # each rank adds its own
             file.write("".join(f"{name}\n" for name in new))
 
 
 def skipped(out: Path) -> set[str]:
     """The pictures that were left out of a run so far."""
     path = out / SKIPPED
-    return set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+    return set(path.read_text("utf-8", "surrogateescape").splitlines()) if path.is_file() else set()
 
 
 def about(recipe: Recipe) -> dict[str, Any]:

@@ -996,6 +996,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["task"], state["step"], state["config"]["steps"]
         return state
+    except PermissionError:
+        raise InputError(f"{path}: may not be read; change its permissions") from None
     except Exception as error:  # zip, pickle, key: to the user it is one thing, a file that is no checkpoint
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise InputError(

@@ -80,6 +80,14 @@ def test_at_a_terminal_it_asks(faces, monkeypatch, answer, agreed):
             known("celebahq", size=16)
 
 
+def test_no_answer_at_a_terminal_is_no(faces, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    with pytest.raises(InputError, match="add --yes"):  # Ctrl-D
+        known("celebahq", size=16)
+
+
 def test_an_id_of_the_hub_is_fetched_on_the_terms_of_its_name(faces, monkeypatch):
     config = DataConfig(f"hub:{faces / 'hub'}", 16)
     for some in (config, replace(config, stream=True)):

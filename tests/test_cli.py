@@ -565,6 +565,29 @@ def test_the_settings_of_a_condition_are_options_and_of_none_there_are_none(caps
         options(DiffusionRecipe, PRESETS["scenes-text"], ["--condition.vocabulary", "9"], "train")
 
 
+@pytest.mark.parametrize(("said", "words"), [("", "stopped"), ("stopped at step 3", "stopped at step 3")])
+def test_an_interruption_is_told_of(capsys, monkeypatch, said, words):
+    monkeypatch.setattr(cli, "status", lambda rest: (_ for _ in ()).throw(KeyboardInterrupt(*[said] * bool(said))))
+    assert cli.main(["status", "run"]) == 130
+    assert capsys.readouterr().err.strip() == f"ldm-lite: {words}"
+
+
+def test_what_the_system_refuses_is_one_line_with_the_place(here, capsys):
+    said = refused(capsys, "train", "tiny-kl2", "--data", "x" * 300)
+    assert "x" * 300 in said and said.endswith(": File name too long")
+    (here / "file").write_text("mine")
+    said = refused(capsys, "train", "tiny-kl2", "--out", "file/run")
+    assert "file" in said and (here / "file").read_text() == "mine"
+
+
+def test_a_device_that_is_not_there_is_told_of_before_anything_else(here, capsys, monkeypatch):
+    monkeypatch.setenv("LDM_LITE_DEVICE", "cpu")  # what the command sets is put back
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("trains"))
+    monkeypatch.setattr("ldm_lite.processes.alone", lambda *_: pytest.fail("touches the folder"))
+    assert "cuda" in refused(capsys, "train", "tiny-kl2", "--device", "cuda")
+
+
 # How far a run is ---------------------------------------------------------------------------------------------------
 
 

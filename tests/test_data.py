@@ -314,6 +314,25 @@ def test_a_truncated_picture_is_skipped_with_a_count_and_the_next_takes_its_plac
     assert folder.skipped == [str(bad), str(worse)]
 
 
+def test_what_cannot_be_read_has_an_identity_too(four):
+    (four / "5.png").symlink_to(four / "gone.png")
+    name = os.fsdecode(b"caf\xe9.png")  # no UTF-8
+    shutil.copy(four / "0.png", four / name)
+    with pytest.warns(UserWarning, match=r"5\.png: cannot be decoded"):
+        folder, other = (ImageFolder(four, size=size) for size in (11, 7))
+    assert folder.identity != other.identity and len(list(folder)) == 5
+
+
+@pytest.mark.parametrize("name", ["[br] ünï.parquet", "pq [1]"])
+def test_brackets_in_a_name_are_no_pattern(tmp_path, name):
+    path = tmp_path / name
+    if not path.suffix:
+        path.mkdir()
+    table(path if path.suffix else path / "a.parquet", rows_of(2))
+    assert len(HubImages(path, size=7)) == 2
+    assert len(list(HubImages(path, size=7, streaming=True))) == 2
+
+
 def test_after_the_last_picture_the_first_takes_its_place(four):
     truncated(four / "9.jpg")
     folder = ImageFolder(four, size=11)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_processes import on_two
 from tiny import autoencoder, latent_diffusion
 
@@ -150,9 +150,46 @@ def test_latents_of_something_else_are_refused_and_left_as_they_are(here, capsys
     assert files(here / "latents") == before
 
 
+@pytest.mark.parametrize("name", ["00000.safetensors", "1024.safetensors", "1.5-pruned.safetensors", "notes.txt"])
+@pytest.mark.parametrize("command", ["encode", "train"])
+def test_files_of_ones_own_are_never_taken_for_latents(here, capsys, command, name):
+    own = here / "latents" / name
+    own.parent.mkdir()
+    save_file({"weight": torch.ones(3)}, own) if name.endswith("s") else own.write_text("keep me")
+    before = own.read_bytes()
+    line = LINE if command == "encode" else ["train", "mine-ldm", "--latents", "latents"]
+    said = refused(capsys, *line)
+    assert said.endswith(f"latents: holds something other than latents ({name}); choose another folder")
+    assert own.read_bytes() == before and len(list(own.parent.iterdir())) == 1
+
+
+def test_what_a_larger_dataset_left_goes_and_what_is_not_ours_stays(here):
+    data = ImageFolder(here / "mine", size=16)
+    cache_latents(load_first_stage("model"), data, here / "own", progress=False)
+    save_file({"weight": torch.ones(3)}, here / "own" / "99.safetensors")
+    fewer = ImageFolder(here / "mine", size=16, count=9)
+    kept = cache_latents(load_first_stage("model"), fewer, here / "own", progress=False)
+    assert len(kept) == 9
+    assert sorted(path.name for path in (here / "own").iterdir()) == [
+        "00000.safetensors",
+        "00001.safetensors",
+        "99.safetensors",
+    ]
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_listed(here, capsys):
+    broken = (here / "mine" / "07.png").read_bytes()[:60]  # its header is whole
+    (here / "mine" / "07.png").write_bytes(broken)
+    with pytest.warns(UserWarning, match="07.png"):
+        assert cli.main([*LINE, "--workers", "0"]) == 0
+    assert "; left out, as they cannot be read: 1 (skipped.txt), read and verified" in capsys.readouterr().out
+    assert (here / "latents" / "skipped.txt").read_text().endswith("07.png\n")
+    assert cli.main(["train", "mine-ldm", "--latents", "latents"]) == 0
+
+
 def test_a_folder_of_something_else_is_refused_and_so_are_settings_of_a_folder_for_a_file(here, capsys):
     before = files(here / "mine")
-    assert "mine holds something other than latents" in refused(capsys, *LINE[:-1], "mine")
+    assert "mine: holds something other than latents (00.png); choose" in refused(capsys, *LINE[:-1], "mine")
     assert files(here / "mine") == before
     assert "flip: of a folder, not of one file" in refused(capsys, *LINE[:-1], "z.safetensors", "--flip", "True")
     assert "output: z.txt is no" in refused(capsys, *LINE[:-1], "z.txt")

@@ -64,16 +64,29 @@ def test_the_pictures_are_those_of_a_folder_with_the_same_files_in_the_order_of_
             assert torch.equal(ours.draw(row, 2)["image"], theirs.draw(row, 2)["image"])
 
 
-def test_the_published_preprocessing_is_a_centre_crop_and_bicubic(tmp_path):
+@pytest.mark.parametrize("size", [16, 29])
+@pytest.mark.parametrize("shape", [(41, 29), (32, 29), (29, 32), (40, 29), (29, 42), (29, 29)])
+def test_the_published_preprocessing_is_a_centre_crop_and_bicubic(tmp_path, shape, size):
     from torchvision.transforms import v2
 
-    data = LSUN(made(tmp_path / "church_outdoor_val_lmdb", [picture(0)]), size=16)
-    original = Image.open(io.BytesIO(picture(0)))  # ldm/data/lsun.py: the largest centred square, then PIL's bicubic
+    file = picture(0, shape)
+    data = LSUN(made(tmp_path / "church_outdoor_val_lmdb", [file]), size=size)
+    original = Image.open(io.BytesIO(file))  # ldm/data/lsun.py: the largest centred square, then PIL's bicubic
     side = min(original.size)
     left, upper = (original.width - side) // 2, (original.height - side) // 2
-    square = original.crop((left, upper, left + side, upper + side)).resize((16, 16), Image.Resampling.BICUBIC)
+    square = original.crop((left, upper, left + side, upper + side)).resize((size, size), Image.Resampling.BICUBIC)
     expected = v2.functional.pil_to_tensor(square).float() / 127.5 - 1
     assert (data[0]["image"] - expected).abs().max() <= 1.01 / 127.5
+
+
+def test_a_damaged_page_is_a_file_to_fetch_again(church, monkeypatch):
+    class Broken:
+        def begin(self):
+            raise lmdb.CorruptedError("mdb_cursor_get: MDB_CORRUPTED")
+
+    monkeypatch.setattr(lsun, "opened", lambda root: Broken())
+    with pytest.raises(InputError, match=r"data.mdb: damaged \(mdb_cursor_get.*\); fetch it again$"):
+        lsun.listed(church)
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])

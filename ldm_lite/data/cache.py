@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -20,6 +21,7 @@ from .. import processes
 from ..config import InputError, one_or_more, whole
 
 SHARD = 8192  # items in a file: 0.2 GB of the paper's 3 x 64 x 64, read from end to end in a moment
+BESIDE = ("scale.json", "skipped.txt")  # what lies in a folder of latents besides: their scale, and what has none
 FORMAT = 3  # of the files; another number and older caches are made again
 
 
@@ -189,8 +191,10 @@ def cache_latents(
             return Latents(_encoded(first_stage, both, range(n), bar, *settings), names, len(both))
     key = _key(first_stage, dataset, sample, epochs, also, spread, len(both))
     processes.agreed(key, f"{folder}: the latents")
-    if strict and any(about(path).get("key", key) != key for path in Path(folder).glob("[0-9]*.safetensors")):
-        raise others(folder)
+    if strict:
+        latents_alone(folder)
+        if any(about(path).get("key", key) != key for path in Path(folder).glob("[0-9]*.safetensors")):
+            raise others(folder)
     firsts = range(0, n, SHARD)
     paths = [Path(folder) / f"{k:05d}.safetensors" for k in range(len(firsts))]
     todo = [k for k in range(processes.rank(), len(paths), processes.count()) if _read(paths[k], key) is None]
@@ -202,9 +206,29 @@ def cache_latents(
     processes.largest(len(todo))  # all files are there once all ranks have come here
     if processes.rank() == 0:
         for other in Path(folder).glob("[0-9]*.safetensors"):  # of a larger dataset, before
-            if other not in paths:
+            if other not in paths and "key" in about(other):
                 other.unlink()
     return Shards(paths, key, names, len(both))
+
+
+def latents_alone(folder: str | Path) -> None:
+    """InputError for a folder that holds anything but what is written here, which would be lost or mixed with it."""
+    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
+        if not (path.name.startswith(".") or path.name in BESIDE or shard(path)):
+            raise InputError(f"{folder}: holds something other than latents ({path.name}); choose another folder")
+
+
+def shard(path: Path) -> bool:
+    """Whether it is a file of latents, or may have been one before it was damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not re.fullmatch(r"\d{5,}\.safetensors", path.name):
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return "key" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return path.is_file()
 
 
 def others(folder: str | Path, also: str = "") -> InputError:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def consent(what: str, yes: bool = False) -> None:
         return
     if not yes and sys.stdin is not None and sys.stdin.isatty():
         print(what)
-        yes = input("Fetch it on these terms? [y/N] ").strip().lower() in ("y", "yes")
+        with suppress(EOFError):  # Ctrl-D is no answer
+            yes = input("Fetch it on these terms? [y/N] ").strip().lower() in ("y", "yes")
     if not yes:
         raise InputError(f"{what}; add --yes to fetch it on these terms")
     print(what, file=sys.stderr)

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -98,7 +99,9 @@ def pixels(image: Image.Image, size: int, place: float = 0.5, flip: bool = False
     width, height = image.size
     side = min(width, height)
     x, y = place * (width - side), place * (height - side)
-    if side == size:  # nothing to resample, so whole pixels
+    if place == 0.5:  # in the middle, as LSUN was published to be cut: by whole pixels, rounded down
+        x, y = int(x), int(y)
+    elif side == size:  # nothing to resample, so whole pixels
         x, y = round(x), round(y)
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
     if flip:
@@ -290,9 +293,10 @@ class ImageFolder(Pictures):
         digest = hashlib.sha256()
         files = self.files + (self.notes.maps if self.notes else [])
         for path in files:
-            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
+            size = path.stat().st_size if path.exists() else 0  # a link may lead nowhere
+            digest.update(os.fsencode(f"{path.relative_to(self.root).as_posix()} {size}\n"))
         for i in some_of(len(files)):
-            with open(files[i], "rb") as file:
+            with suppress(OSError), open(files[i], "rb") as file:  # one that cannot be read is skipped
                 digest.update(ends(file))
         if self.notes:
             digest.update(self.notes.path.read_bytes())

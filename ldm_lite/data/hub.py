@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import hashlib
 import inspect
 import io
@@ -315,11 +316,12 @@ def address(source: str, split: str, revision: str | None = None) -> dict[str, A
     if path.is_file():
         if path.suffix != ".parquet":
             raise InputError(f"{source}: not a Parquet file (.parquet)")
-        return {"path": "parquet", "data_files": {split.partition("[")[0]: source}}
+        return {"path": "parquet", "data_files": {split.partition("[")[0]: glob.escape(source)}}
     if path.is_dir():
         if not any(path.rglob("*.parquet")):
             raise InputError(f"no Parquet files below {source}; a folder of pictures is for ImageFolder")
-        return {"path": source}
+        plain = glob.escape(source)  # brackets in a name are no pattern
+        return {"path": source} if plain == source else {"path": "parquet", "data_dir": plain}
     if path.suffix == ".parquet" or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
         raise InputError(f"{source}: no such file or folder")
     return {"path": source, "revision": revision}
@@ -354,8 +356,9 @@ def _source(cell: dict[str, Any] | None) -> Source:
     try:
         with fsspec.open(cell["path"], "rb") as file:
             return io.BytesIO(file.read())
-    except OSError as error:
-        raise InputError(f"{cell['path']}: cannot be read ({error.strerror or error})") from None
+    except (OSError, ImportError, ValueError) as error:  # ImportError, ValueError: for an address of another kind
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"{cell['path']}: cannot be read ({why})") from None
 
 
 def _image_column(columns: dict[str, Any], source: str) -> str:

@@ -140,6 +140,8 @@ def opened(root: Path) -> Any:
     root = root.resolve()
     if root not in OPEN:
         lmdb = package(root)
+        if not os.access(root / FILE, os.R_OK):
+            raise InputError(f"{root / FILE}: may not be read; change its permissions")
         try:
             found = lmdb.open(str(root), readonly=True, lock=False, readahead=False, meminit=False)
         except lmdb.Error as error:
@@ -155,5 +157,8 @@ def opened(root: Path) -> Any:
 
 def listed(root: Path) -> list[bytes]:
     """All keys, in the file's order."""
-    with opened(root).begin() as transaction, transaction.cursor() as cursor:
-        return list(cursor.iternext(keys=True, values=False))
+    try:
+        with opened(root).begin() as transaction, transaction.cursor() as cursor:
+            return list(cursor.iternext(keys=True, values=False))
+    except package(root).Error as error:
+        raise InputError(f"{root / FILE}: damaged ({error}); fetch it again") from None
