@@ -375,6 +375,8 @@ def load_compvis(
     elif part is None:
         inside = any(name.startswith(FIRST_STAGE) for name in state)
         unet = any(name.startswith((DENOISER, "input_blocks.")) for name in state)
+        if unet_config is not None and not unet:
+            raise InputError(f"{path}: holds no denoiser, and {expect} has one; --part first_stage reads what is there")
         part = "model" if inside and unet else "denoiser" if unet else "first_stage"
     if part == "denoiser":
         return _compvis_denoiser(state, unet_config, ema, path).eval()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import re
 import shlex
@@ -266,6 +267,8 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         if self.hours < 0:
             raise InputError(f"hours: {self.hours:g} is below 0")
+        if not math.isfinite(self.hours):
+            raise InputError(f"hours: {self.hours:g} is no number of hours")
         if self.hours and not self.card:
             raise InputError("hours: of which card? give --card too")
 

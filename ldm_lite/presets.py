@@ -409,28 +409,42 @@ def _scene_labels() -> tuple[str, ...]:
 # The published first stages (ldm-facts: the released configurations; width 128, 2 blocks, trained on OpenImages) ------
 
 
-def _published(loss: LossConfig, **model: Any) -> AutoencoderRecipe:
-    return AutoencoderRecipe(AutoencoderConfig(**model), DataConfig("photographs", 256, crop="random"), PAPER_AE, loss)
+def _published(loss: LossConfig, steps: int, **model: Any) -> AutoencoderRecipe:
+    train = replace(PAPER_AE, steps=steps)
+    return AutoencoderRecipe(AutoencoderConfig(**model), DataConfig("photographs", 256, crop="random"), train, loss)
 
 
 def _vq(start: int, weight: float = 0.75, layers: int = 3) -> LossConfig:
     return LossConfig(perceptual=1.0, adversarial=weight, start=start, critic_layers=layers)
 
 
-PAPER_AE = TrainConfig(steps=200_000, batch=12, lr=1.08e-4, betas=(0.5, 0.9), weight_decay=0.0, warmup=0, ema=0.0)
+# 4.5e-6 for each of a step's 2 x 12 images; the steps are those that the original's page of models states
+PAPER_AE = TrainConfig(batch=24, accumulate=2, lr=1.08e-4, betas=(0.5, 0.9), weight_decay=0.0, warmup=0, ema=0.0)
 _KL = LossConfig(kl=1e-6, perceptual=1.0, adversarial=0.5, start=50_001)
 FIRST_STAGES = {
-    "kl-f4": _published(_KL, channels=3, mult=(1, 2, 4)),
-    "kl-f8": _published(_KL, channels=4, mult=(1, 2, 4, 4)),
-    "kl-f16": _published(_KL, channels=16, mult=(1, 1, 2, 2, 4), attend_at=(16,)),
-    "kl-f32": _published(_KL, channels=64, mult=(1, 1, 2, 2, 4, 4), attend_at=(16, 32)),
+    "kl-f4": _published(_KL, 176_991, channels=3, mult=(1, 2, 4)),
+    "kl-f8": _published(_KL, 246_803, channels=4, mult=(1, 2, 4, 4)),
+    "kl-f16": _published(_KL, 442_998, channels=16, mult=(1, 1, 2, 2, 4), attend_at=(16,)),
+    "kl-f32": _published(_KL, 406_763, channels=64, mult=(1, 1, 2, 2, 4, 4), attend_at=(16, 32)),
     # the small starts are the published settings; they look like those of runs that were continued
-    "vq-f4": _published(_vq(0), bottleneck="vq", channels=3, mult=(1, 2, 4), codes=8192),
-    "vq-f4-noattn": _published(_vq(11), bottleneck="vq", channels=3, mult=(1, 2, 4), codes=8192, mid_attention=False),
-    "vq-f8": _published(_vq(1, 0.6, 2), bottleneck="vq", channels=4, mult=(1, 2, 2, 4), attend_at=(8,), codes=16384),
-    "vq-f8-n256": _published(_vq(250_001), bottleneck="vq", channels=4, mult=(1, 2, 2, 4), attend_at=(8,), codes=256),
+    "vq-f4": _published(_vq(0), 533_066, bottleneck="vq", channels=3, mult=(1, 2, 4), codes=8192),
+    "vq-f4-noattn": _published(
+        _vq(11), 658_131, bottleneck="vq", channels=3, mult=(1, 2, 4), codes=8192, mid_attention=False
+    ),
+    "vq-f8": _published(
+        _vq(1, 0.6, 2), 971_043, bottleneck="vq", channels=4, mult=(1, 2, 2, 4), attend_at=(8,), codes=16384
+    ),
+    "vq-f8-n256": _published(
+        _vq(250_001), 1_608_649, bottleneck="vq", channels=4, mult=(1, 2, 2, 4), attend_at=(8,), codes=256
+    ),
     "vq-f16": _published(
-        _vq(250_001, layers=2), bottleneck="vq", channels=8, mult=(1, 1, 2, 2, 4), attend_at=(16,), codes=16384
+        _vq(250_001, layers=2),
+        1_101_166,
+        bottleneck="vq",
+        channels=8,
+        mult=(1, 1, 2, 2, 4),
+        attend_at=(16,),
+        codes=16384,
     ),
 }
 

@@ -63,6 +63,7 @@ from .training import (
     joined,
     moved,
     precision,
+    record,
     save_grid,
     seconds,
 )
@@ -324,7 +325,7 @@ def weights_mark(out: Path, recipe: Recipe, stage: nn.Module | None = None) -> d
     own = {} if stage is None else {STAGE: fingerprint(stage)}
     if not ((mark := out / "run.json").is_file() and stepped(out)):
         return own
-    there = read(mark)["about"]
+    there = record(mark)["about"]
     held = {STAGE: there[STAGE]} if STAGE in there else {}
     name = getattr(recipe, "first_stage", "")
     if own and held and own != held and there["first_stage"] == name and not finished(out):
@@ -387,7 +388,7 @@ def status(out: str | Path, last: int = 100) -> list[str]:
     out = Path(out)
     if not (out / "run.json").is_file():
         raise InputError(f"{out}: holds no run; one that was started has run.json")
-    run = read(out / "run.json")
+    run = record(out / "run.json")
     train = run["train"]
     log = out / "log.csv"
     rows = list(csv.DictReader(log.read_text(encoding="utf-8").splitlines())) if log.is_file() else []

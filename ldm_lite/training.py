@@ -913,7 +913,7 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
     this |= shared
     mark = out / "run.json"
     if mark.exists():
-        there = completed(read(mark), config, about)
+        there = completed(record(mark), config, about)
         known = there.get("processes", world)
         if stream and known != world and begun(out) and not (out / "model").exists():
             raise InputError(
@@ -939,6 +939,14 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
         raise InputError(f"{out}: is not empty and holds no run; choose another --out")
     else:
         write(mark, this)
+
+
+def record(mark: Path) -> dict[str, Any]:
+    """What a run.json says of its run. InputError where it is something else."""
+    said = read(mark)
+    if not isinstance(said, dict) or not all(isinstance(said.get(part), dict) for part in ("about", "train")):
+        raise InputError(f"{mark}: is no record of a run; choose another folder, or --restart")
+    return said
 
 
 def settle(out: Path, steps: int) -> None:

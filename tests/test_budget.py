@@ -264,6 +264,8 @@ def test_a_first_stage_that_is_trained_before_has_hours_of_its_own_on_pictures_n
         ("tiny-ldm2 --card H10", "did you mean H100?"),
         ("tiny-ldm2 --hours 3", "hours: of which card?"),
         ("tiny-ldm2 --card T4 --hours -3", "hours: -3 is below 0"),
+        ("tiny-ldm2 --card T4 --hours nan", "hours: nan is no number of hours"),
+        ("tiny-ldm2 --card T4 --hours inf", "hours: inf is no number of hours"),
         ("tiny-ldm2 --fraction 2", "fraction: 2 is not above 0"),
         ("tiny-ldm2 tiny-kl2", "a preset, or none"),
         ("tiny-ldm2 --model.widht 12", "did you mean --model.width?"),

@@ -132,6 +132,17 @@ def test_a_published_file_tells_its_configuration(name, monkeypatch):
                     load_compvis("model.ckpt", recipe.model)
 
 
+def test_a_first_stage_alone_does_not_pass_for_a_whole_model(monkeypatch):
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes(PUBLISHED["vq-f4"]).items()}
+    monkeypatch.setattr("ldm_lite.checkpoints.tensors", lambda path: dict(state))
+    with torch.device("meta"):
+        with pytest.raises(
+            InputError, match=r"^model.ckpt: holds no denoiser, and celebahq-ldm4 has one; --part first"
+        ):
+            load_compvis("model.ckpt", "celebahq-ldm4")
+        assert isinstance(load_compvis("model.ckpt", "celebahq-ldm4", part="first_stage"), Autoencoder)
+
+
 @pytest.mark.parametrize("name", PUBLISHED_UNETS)
 def test_the_names_and_shapes_of_a_published_unet_are_the_published_files(name):
     with torch.device("meta"):

@@ -565,6 +565,17 @@ def test_the_settings_of_a_condition_are_options_and_of_none_there_are_none(caps
         options(DiffusionRecipe, PRESETS["scenes-text"], ["--condition.vocabulary", "9"], "train")
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"about": {}, "train": 3}', '"mine"'])
+def test_a_run_json_that_is_none_is_named(here, capsys, content):
+    folder = here / "runs/mine"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(content)
+    (folder / "log.csv").write_text("step,loss\n1,0.5\n")
+    for line in (["status", "runs/mine"], ["train", "tiny-kl2", "--out", "runs/mine"]):
+        assert "run.json: is no record of a run; choose another folder, or --restart" in refused(capsys, *line)
+    assert (folder / "run.json").read_text() == content
+
+
 @pytest.mark.parametrize(("said", "words"), [("", "stopped"), ("stopped at step 3", "stopped at step 3")])
 def test_an_interruption_is_told_of(capsys, monkeypatch, said, words):
     monkeypatch.setattr(cli, "status", lambda rest: (_ for _ in ()).throw(KeyboardInterrupt(*[said] * bool(said))))

@@ -51,6 +51,13 @@ def test_a_recipe_comes_back_from_a_file_as_it_was(name, suffix, tmp_path):
     assert from_dict(type(PRESETS[name]), read(tmp_path / f"recipe{suffix}")) == PRESETS[name]
 
 
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_a_published_first_stage_meets_its_critic_at_the_published_rate(name):
+    recipe = PRESETS[name]
+    assert recipe.loss.start < recipe.train.steps
+    assert recipe.train.lr == pytest.approx(4.5e-6 * recipe.train.batch)  # the original's base rate, of each image
+
+
 SIZES = FIRST_STAGES | {name: DENOISERS[name] for name in PAPER if name in DENOISERS}
 
 
