@@ -187,7 +187,7 @@ def replaced(arguments: list[str], short: dict[str, str]) -> list[str]:
     return out
 
 
-def apart(arguments: list[str], names: list[str]) -> tuple[list[str], list[str]]:
+def picked(arguments: list[str], names: list[str]) -> tuple[list[str], list[str]]:
     """The options of these names, each with its value, and the others."""
     those, others, waiting = [], [], iter(arguments)
     for argument in waiting:
@@ -286,7 +286,7 @@ def budget(arguments: list[str]) -> None:
     if names:
         about += " Also: what ldm-lite train takes for that preset, such as --model.width 128."
         ours = flags(BudgetConfig())
-        rest, others = apart(replaced(rest, SHORT), [*ours, "--help"])
+        rest, others = picked(replaced(rest, SHORT), [*ours, "--help"])
         for argument in others:
             if (option := argument.split("=")[0]).startswith("--") and option not in flags(chosen[names[0]]):
                 raise suggest(option, [*ours, *flags(chosen[names[0]])], "option of ldm-lite budget")
@@ -812,7 +812,8 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     if not isinstance(model, LatentDiffusion):
         raise InputError(f"fid: {name} holds {type(model).__name__}, which draws no samples")
     s = settings
-    protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, s.guidance, s.seed, s.grid, s.eta)  # type: ignore[arg-type]
+    guidance = s.guidance if model.conditioner.keys else 1.0  # told nothing, it is led nowhere
+    protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, guidance, s.seed, s.grid, s.eta)  # type: ignore[arg-type]
     chosen = data if s.count is None else replace(data, count=s.count)
     return measured(model, dataset(chosen), protocol, s.keep or kept(name), s.weights, s.compile)
 

@@ -107,7 +107,8 @@ class Labels(Conditioner):
     """batch["label"] (B,) -> one learned token (context) or a vector.
 
     The number after the last class's, how many there are, is the null class: no class at all. A negative label is it
-    too, so that rows without a label teach it. InputError, outside training, for larger numbers."""
+    too, so that rows without a label teach it. A null of zeros, as some originals' weights have it here, was never
+    trained: such a model has no blank, and cannot be guided. InputError, outside training, for larger numbers."""
 
     keys = ("label",)
 
@@ -124,6 +125,8 @@ class Labels(Conditioner):
         return Condition(vector=token) if self.config.door == "vector" else Condition(context=token[:, None])
 
     def blank(self, batch: Batch) -> Batch:
+        if not self.training and not self.embedding.weight[self.null].any():
+            return batch
         return batch | {"label": torch.full_like(self.need(batch, "label"), self.null)}
 
     def index(self, name: str) -> int:

@@ -53,6 +53,14 @@ def test_the_blank_label_is_the_class_after_the_last_and_the_rest_of_the_batch_i
     assert len(conditioner.embedding.weight) == 4
 
 
+def test_classes_without_a_trained_null_have_no_blank():
+    conditioner, batch = Labels(LabelsConfig(NAMES, 5)), {"label": torch.tensor([2, 0])}
+    with torch.no_grad():
+        conditioner.embedding.weight[3] = 0
+    assert conditioner.eval().blank(batch) is batch
+    assert conditioner.train().blank(batch)["label"].tolist() == [3, 3]  # which is how it would be trained
+
+
 def test_the_null_embedding_learns_from_blank_batches_alone():
     conditioner, batch = Labels(LabelsConfig(NAMES, 5)), {"label": torch.tensor([2, 0])}
     conditioner(conditioner.blank(batch)).context.sum().backward()

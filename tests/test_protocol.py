@@ -21,6 +21,7 @@ from ldm_lite.metrics import fid, inception_score, kid, precision_recall
 from ldm_lite.presets import PAPER, DataConfig
 from ldm_lite.protocol import Protocol, measured
 from ldm_lite.training import autocast, precision
+from ldm_lite.unet import UNetConfig
 
 ASKED = Protocol(samples=23, features="scenes", size=16, steps=2, guidance=1.5, seed=3)
 IMAGES = 17
@@ -256,6 +257,14 @@ def test_a_model_of_the_paper_is_drawn_as_published_where_nothing_else_is_asked_
     assert (p.sampler, p.steps, p.grid, p.eta, p.guidance) == drawn
     shown = capsys.readouterr()
     assert json.loads(shown.out) == {} and said in shown.err and bool(said) == ("as published" in shown.err)
+
+
+def test_a_model_that_is_told_nothing_is_guided_by_nothing(landscapes, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(protocol, "measured", lambda model, images, protocol, *more: seen.append(protocol) or {})
+    tiny.latent_diffusion(UNetConfig(channels=2, width=8, mult=(1, 2), blocks=1, heads=2)).save(landscapes / "alone")
+    assert cli.main(["evaluate", "alone", "--data", "mine", "--size", "16", *PROTOCOL]) == 0
+    assert seen[0].guidance == 1
 
 
 def test_without_the_protocol_nothing_is_drawn_as_published(landscapes, capsys):
