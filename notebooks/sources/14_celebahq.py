@@ -171,7 +171,7 @@ axis.bar(place, held, bottom=bottom, color=figures.LINE, label="kept for backwar
 for card, gib in (("T4", 15), ("A100", 40)):
     axis.axhline(gib, color=figures.INK, lw=1, ls="--")
     axis.text(-0.45, gib + 0.6, f"{card}, {gib} GiB", fontsize=8)
-axis.set(xticks=place, xticklabels=batches, xlabel="pictures at once", ylabel="GiB", ylim=(0, 49))
+axis.set(xticks=place, xticklabels=batches, xlabel="pictures at once", ylabel="GiB", ylim=(0, 57))
 axis.set_axisbelow(True)
 axis.legend(fontsize=8, loc="upper left", ncols=3)
 words = "Memory of a training step by pictures at once, counted; dashed, what two cards have."
