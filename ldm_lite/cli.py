@@ -925,13 +925,11 @@ def to_shards(stage: Any, images: Any, settings: EncodeConfig) -> str:
     """In the files of a folder, each written whole; returns what they hold. InputError for a folder of other things."""
     from . import processes
     from .data import cache_latents
-    from .data.cache import latents_alone
     from .runs import scale_of_folder, scaleless, skipped, skipping
 
     folder, s, scaled = settings.output, settings, ""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output: {folder} is no folder; choose another")
-    latents_alone(folder)
     own = {"batch": s.batch, "workers": s.workers, "spread": s.spread, "progress": processes.rank() == 0}
     try:
         if scaleless(stage):

@@ -33,6 +33,7 @@ from .autoencoder import usage
 from .budget import CARDS, budget, stage_first
 from .conditioners import epochs
 from .config import InputError, from_dict, read, to_dict, whole, write
+from .data.cache import SCALE, SKIPPED
 from .features import SEGMENTS, Features
 from .latent import LatentDiffusion, mix, restored
 from .losses import LPIPS
@@ -70,8 +71,6 @@ from .training import (
 from .training import begun as stepped
 
 STAGE = "first_stage_weights"  # in run.json
-SKIPPED = "skipped.txt"
-SCALE = "scale.json"  # of the latents, where the first stage had none
 MEASURED = 1024  # images that the latent scale is measured on
 JUDGED = 256  # images and samples that a denoiser's held-out metrics, and a demo's, are means of
 RECONSTRUCTED = 2048  # images that a first stage's are: an FID of few images is too large
@@ -127,13 +126,9 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
 
 
 def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Path:
-    from .data.cache import latents_alone
-
     stage = first_stage_of(recipe, out).to(device())
     weights = processes.shared(weights_mark, out, recipe, stage)
     images = processes.first(recipe.images)  # rank 0 asks whether to fetch, and fetches
-    if recipe.latents and recipe.cache and not recipe.data.stream:
-        latents_alone(recipe.latents)
     named = recipe.named(images)
     torch.manual_seed(mix(recipe.train.seed))
     model = named.build(stage).to(device())
@@ -193,8 +188,9 @@ def scale_of_folder(stage: nn.Module, images: Any, folder: Path) -> int:
     """Gives a first stage without a scale the one of the latents in a folder, or of its latents to be, and writes it
     there for all who take them; returns on how many images it was measured. Of several at once, the first to write it
     is right. InputError for latents in none, or of other images."""
-    from .data.cache import fingerprint, identity, others
+    from .data.cache import fingerprint, identity, latents_alone, others
 
+    latents_alone(folder)
     of = hashlib.sha256(f"{len(images)} {identity(images)}".encode()).hexdigest()
     mark, own = folder / SCALE, {STAGE: fingerprint(stage), "data": of}
 

@@ -21,7 +21,7 @@ from .. import processes
 from ..config import InputError, one_or_more, whole
 
 SHARD = 8192  # items in a file: 0.2 GB of the paper's 3 x 64 x 64, read from end to end in a moment
-BESIDE = ("scale.json", "skipped.txt")  # what lies in a folder of latents besides: their scale, and what has none
+SCALE, SKIPPED = "scale.json", "skipped.txt"  # beside latents: their scale, and the pictures that have none
 FORMAT = 3  # of the files; another number and older caches are made again
 
 
@@ -214,7 +214,7 @@ def cache_latents(
 def latents_alone(folder: str | Path) -> None:
     """InputError for a folder that holds anything but what is written here, which would be lost or mixed with it."""
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
-        if not (path.name.startswith(".") or path.name in BESIDE or shard(path)):
+        if not (path.name.startswith(".") or path.name in (SCALE, SKIPPED) or shard(path)):
             raise InputError(f"{folder}: holds something other than latents ({path.name}); choose another folder")
 
 
