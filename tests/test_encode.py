@@ -163,6 +163,13 @@ def test_files_of_ones_own_are_never_taken_for_latents(here, capsys, command, na
     assert own.read_bytes() == before and len(list(own.parent.iterdir())) == 1
 
 
+def test_no_scale_is_written_among_files_of_ones_own(here):
+    before = files(here / "mine")
+    with pytest.raises(InputError, match=r"mine: holds something other than latents \(00\.png\)"):
+        runs.scale_of_folder(load_first_stage("model"), ImageFolder(here / "mine", size=16), here / "mine")
+    assert files(here / "mine") == before
+
+
 def test_what_a_larger_dataset_left_goes_and_what_is_not_ours_stays(here):
     data = ImageFolder(here / "mine", size=16)
     cache_latents(load_first_stage("model"), data, here / "own", progress=False)
