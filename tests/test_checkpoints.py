@@ -672,7 +672,7 @@ def test_other_schedules_are_found_too(schedule, tmp_path):
 
 @pytest.mark.parametrize("rows", [1000, 1001])
 def test_the_embedding_of_classes_becomes_labels_with_a_null_class(rows, tmp_path):
-    """cin256 has 1000 rows and no null class; of cin256-v2 the last of 1001 is it."""
+    """cin256 has 1000 rows and no null class, so nothing to guide it with; of cin256-v2 the last of 1001 is it."""
     model, path = whole_model(config=SAME["imagenet"]), tmp_path / "model.ckpt"
     save_compvis(model, path)
     state, table = torch.load(path)["state_dict"], torch.randn(rows, SAME["imagenet"].context)
@@ -680,8 +680,9 @@ def test_the_embedding_of_classes_becomes_labels_with_a_null_class(rows, tmp_pat
     labels = load_compvis(path, SAME["imagenet"]).conditioner
     told = labels({"label": torch.tensor([3, 999])})
     assert torch.equal(told.context[:, 0], table[[3, 999]])
-    null = labels(labels.blank({"label": torch.tensor([3])})).context[0, 0]
+    null = labels({"label": torch.tensor([1000])}).context[0, 0]
     assert torch.equal(null, table[1000] if rows == 1001 else torch.zeros_like(null))
+    assert labels.blank({"label": torch.tensor([3])})["label"].item() == (1000 if rows == 1001 else 3)
 
 
 def pipeline(folder: Path):
