@@ -12,7 +12,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -55,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if command not in COMMANDS:
             raise suggest(command, COMMANDS, "command")
-        return globals()[command](rest) or 0
+        with terminable():
+            return globals()[command](rest) or 0
     except InputError as error:
         if not getattr(error, "told", False):  # by another process of the same run
             print(f"ldm-lite: {error}", file=sys.stderr)
@@ -87,6 +91,25 @@ def main(arguments: list[str] | None = None) -> int:
         smaller = "take fewer at once (-n, --batch), smaller ones (--size), parts (--window), or --device cpu"
         print(f"ldm-lite: memory: there is no room for this on the device; {smaller}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM, by which batch systems and torchrun end a program, is as Ctrl-C: what is open is closed, and
+    what is half written is gone. The training loop has its own way with both."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread, which no signal reaches
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def everywhere(arguments: list[str]) -> list[str]:
@@ -808,6 +831,7 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     from .latent import LatentDiffusion
     from .presets import dataset
     from .protocol import Protocol, measured
+    from .runs import going_on
 
     if not isinstance(model, LatentDiffusion):
         raise InputError(f"fid: {name} holds {type(model).__name__}, which draws no samples")
@@ -815,7 +839,8 @@ def by_protocol(name: str, model: Any, settings: EvaluateConfig, data: Any) -> d
     guidance = s.guidance if model.conditioner.keys else 1.0  # told nothing, it is led nowhere
     protocol = Protocol(s.fid, s.features, data.size, s.sampler, s.steps, guidance, s.seed, s.grid, s.eta)  # type: ignore[arg-type]
     chosen = data if s.count is None else replace(data, count=s.count)
-    return measured(model, dataset(chosen), protocol, s.keep or kept(name), s.weights, s.compile)
+    with going_on():
+        return measured(model, dataset(chosen), protocol, s.keep or kept(name), s.weights, s.compile)
 
 
 def as_published(asked: str, name: str, model: Any, s: EvaluateConfig, given: set[str], path: str) -> EvaluateConfig:
@@ -925,20 +950,18 @@ def to_shards(stage: Any, images: Any, settings: EncodeConfig) -> str:
     """In the files of a folder, each written whole; returns what they hold. InputError for a folder of other things."""
     from . import processes
     from .data import cache_latents
-    from .runs import scale_of_folder, scaleless, skipped, skipping
+    from .runs import going_on, scale_of_folder, scaleless, skipped, skipping
 
     folder, s, scaled = settings.output, settings, ""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output: {folder} is no folder; choose another")
     own = {"batch": s.batch, "workers": s.workers, "spread": s.spread, "progress": processes.rank() == 0}
-    try:
+    with going_on():
         if scaleless(stage):
             n = scale_of_folder(stage, images, folder)
             scaled = f", scaled by {float(stage.scale):.5g} as measured on {n} images"
         with skipping(images, folder):
             latents: Any = cache_latents(stage, images, folder, strict=True, **own)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on from the files that are there") from None
     if s.verify:
         processes.alone(latents.verify)
     held = f"{len(latents.paths)} files, {len(latents):,} items of z {tuple(latents[0]['z'].shape)}"

@@ -188,3 +188,24 @@ class whole:
         if isinstance(cause, OSError) or "os error" in str(error):
             reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
             raise InputError(f"{self.path}: not written ({reason}); what was there before is unchanged") from error
+
+
+def swept(folder: str | Path) -> None:
+    """Deletes what `whole` left in a folder when it was killed: the temporary files of processes that are gone."""
+    for left in Path(folder).glob(".*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdecimal() and not _runs(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process on this machine. Windows is not asked: there the question would end it."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's; or no number of a process
+        return True
+    return True

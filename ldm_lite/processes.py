@@ -136,16 +136,30 @@ def first(work: Callable[[], T]) -> T:
 
 
 def agreed(value: Any, what: str) -> None:
-    """InputError, on every rank, where they do not all have the same value."""
+    """InputError, on every rank, where they do not all have the same value; of nested dicts it names what differs."""
     if not distributed():
         return
     values: list[Any] = [None] * count()
     torch.distributed.all_gather_object(values, value)
-    others = [str(k) for k, other in enumerate(values) if other != values[0]]
+    others = [k for k, other in enumerate(values) if other != values[0]]
     if others:
-        error = InputError(f"{what}: rank {', '.join(others)} and rank 0 differ; start all with the same command")
+        ranks, names = (
+            ", ".join(map(str, others)),
+            sorted({n for k in others for n in differences(values[k], values[0])}),
+        )
+        which = f" in {', '.join(names)}" if any(names) else ""
+        error = InputError(f"{what}: rank {ranks} and rank 0 differ{which}; start all with the same command")
         error.told = rank() > 0  # type: ignore[attr-defined]
         raise error
+
+
+def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:
+    """The names under which two nested dicts differ, such as train.lr."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name
 
 
 def largest(value: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import processes
 from .conditioners import Labels, Unconditional
-from .config import InputError, one_or_more, shares, suggest, whole
+from .config import InputError, one_or_more, shares, suggest, swept, whole
 from .data.cache import fingerprint, identity
 from .features import Features
 from .latent import SAMPLERS, LatentDiffusion
@@ -74,6 +74,7 @@ def measured(
     if not len(images):
         raise InputError("the dataset is empty")
     folder, network = Path(folder), Features(protocol.features, looks).to(device())
+    processes.alone(swept, folder)
     named = f"{protocol.features} {fingerprint(network)}" if looks is not None else protocol.features
 
     def real(rows: range) -> Tensor:

@@ -71,6 +71,7 @@ from .training import (
 from .training import begun as stepped
 
 STAGE = "first_stage_weights"  # in run.json
+BATCH = 32  # images at a time, where they are measured and judged
 MEASURED = 1024  # images that the latent scale is measured on
 JUDGED = 256  # images and samples that a denoiser's held-out metrics, and a demo's, are means of
 RECONSTRUCTED = 2048  # images that a first stage's are: an FID of few images is too large
@@ -89,13 +90,24 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None
     out = Path(out)
     commit()  # asked now: the code may change while the run goes on
     steady_allocator()
-    with processes.joined():
-        processes.agreed(to_dict(recipe), "settings")
+    with processes.joined(), going_on():
+        processes.agreed({"out": str(out)} | to_dict(recipe), "settings")
         if isinstance(recipe, AutoencoderRecipe):
             return train_first_stage(recipe, out, command, judged)
         if isinstance(recipe, (ReaderRecipe, FinderRecipe)):
             return train_reader(recipe, out, command)
         return train_denoiser(recipe, out, command)
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Says what an interruption inside leaves, where nothing else has said it."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise
+        raise KeyboardInterrupt("stopped; the same command goes on from what is there") from None
 
 
 def unfinished(out: Path) -> bool:
@@ -111,9 +123,8 @@ def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", j
     with skipping(images, out):
         fit(task, images, recipe.train, out, about(recipe))
     if unfinished(out):
-        torch.manual_seed(mix(recipe.train.seed, task.config.steps) + processes.rank())
         with task.descent.averaged(), torch.no_grad(), task.descent.autocast():
-            measure_scale(model, images)
+            measure_scale(model, images, recipe.train.seed)
 
         def judge() -> None:
             task.save(out / "model")
@@ -142,6 +153,11 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
         settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents), "workers": recipe.train.workers}
         with skipping(images, out):
             images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
+        if recipe.data.strict and images.skipped:
+            raise InputError(
+                f"{images.skipped[0]}: is not among the latents, as it could not be decoded, nor are "
+                f"{len(images.skipped) - 1} others; remove them, or do without --data.strict"
+            )
         images = Balanced(images, recipe.balance) if recipe.balance else images
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     with skipping(images, out):
@@ -157,14 +173,22 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
     return out / "model"
 
 
-def measure_scale(stage: nn.Module, images: Any) -> int:
-    """Gives a first stage the scale of its latents of MEASURED images, a share on each rank; returns how many.
+def measure_scale(stage: nn.Module, images: Any, seed: int = 0) -> int:
+    """Gives a first stage the scale of its latents of MEASURED images, whole batches on each rank; returns how many.
 
-    They are spread over the dataset: neighbours in a folder may be alike. Of a stream they are the first."""
+    They are spread over the dataset: neighbours in a folder may be alike. Of a stream they are the first. The noise of
+    the posterior is each batch's own, so that the scale is the same of any number of processes."""
     images = images.take(MEASURED) if getattr(images, "streaming", False) else images
     rows = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().tolist()
-    own = rows[processes.rank() :: processes.count()]
-    stage.measure_scale(batch["image"].to(home(stage)) for batch in batches(images, own))
+    firsts = range(0, len(rows), BATCH)
+
+    def own() -> Iterator[Tensor]:
+        for k in range(processes.rank(), len(firsts), processes.count()):
+            for batch in batches(images, rows[firsts[k] : firsts[k] + BATCH]):
+                torch.manual_seed(mix(seed, k))
+                yield batch["image"].to(home(stage))
+
+    stage.measure_scale(own())
     return len(rows)
 
 
@@ -176,10 +200,9 @@ def scaleless(stage: nn.Module) -> bool:
 def measured(stage: nn.Module, images: Any) -> int:
     """measure_scale on all ranks, to the last bit: the scale is in the name of what is encoded."""
     place = home(stage)
-    with torch.random.fork_rng([place] if place.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(processes.rank())
-        with autocast(place, precision("auto", place)):
-            n = measure_scale(stage, images)
+    forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
+    with forked, torch.no_grad(), autocast(place, precision("auto", place)):
+        n = measure_scale(stage, images)
     stage.scale.fill_(processes.shared(float, stage.scale))
     return n
 
@@ -361,7 +384,7 @@ def about(recipe: Recipe) -> dict[str, Any]:
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name != "train"}
 
 
-def batches(data: Any, rows: Sequence[int], size: int = 32) -> Iterator[dict[str, Any]]:
+def batches(data: Any, rows: Sequence[int], size: int = BATCH) -> Iterator[dict[str, Any]]:
     """Some rows of a dataset, as training sees them in its first epoch."""
     for i in range(0, len(rows), size):
         yield Drawn(data).__getitems__([(row, 0) for row in rows[i : i + size]])

@@ -710,7 +710,7 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def _deaf(worker: int) -> None:
+def deaf(worker: int) -> None:
     """Ctrl-C, and SIGTERM to a group or a job of processes, reach workers too; the main process alone acts on them."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
@@ -747,7 +747,7 @@ def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: in
         workers = min(config.workers, data.files(world))
         over = start % max(workers, 1)  # workers take turns, a batch each, and begin with the first of them
         flow = Flow(data, (start - over) * config.batch, rank, world)
-        loader = DataLoader(flow, config.batch, num_workers=workers, collate_fn=flow.batch, worker_init_fn=_deaf)
+        loader = DataLoader(flow, config.batch, num_workers=workers, collate_fn=flow.batch, worker_init_fn=deaf)
         return islice(flow.heard(prepared(loader)), over, None)
     if not len(data):
         raise InputError("the dataset is empty")
@@ -759,7 +759,7 @@ def batches(data: Any, start: int, config: TrainConfig, rank: int = 0, world: in
             collate_fn=as_is,
             num_workers=config.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_deaf,
+            worker_init_fn=deaf,
             persistent_workers=False,
         )
     )
@@ -925,7 +925,9 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
         same = there | shared | {"train": there["train"] | {name: this["train"][name] for name in free}}
         if not begun(out):
             write(mark, this)
-        elif changed := sorted(differences({part: same[part] for part in this}, this)):
+        elif changed := sorted(
+            name.removeprefix("about.") for name in processes.differences({part: same[part] for part in this}, this)
+        ):
             hint, before = "", there["train"].get("batch")
             if "train.batch" in changed and before and before % world == 0:
                 hint = f"; with {world} processes, --train.batch {before // world} goes on with it" if world > 1 else ""
@@ -975,15 +977,6 @@ def completed(there: dict[str, Any], config: TrainConfig, about: Mapping[str, An
         elif name not in there["about"] and not value:
             known[name] = to_dict({name: value})[name]
     return there | {"train": train, "about": there["about"] | known}
-
-
-def differences(a: Any, b: Any, name: str = "") -> Iterator[str]:
-    """The names under which two nested dicts differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in a.keys() | b.keys():
-            yield from differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
-    elif a != b:
-        yield name.removeprefix("about.")
 
 
 def save(path: Path, task: Task, step: int, config: TrainConfig) -> None:

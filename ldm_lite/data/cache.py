@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .. import processes
-from ..config import InputError, one_or_more, whole
+from ..config import InputError, one_or_more, swept, whole
 
 SHARD = 8192  # items in a file: 0.2 GB of the paper's 3 x 64 x 64, read from end to end in a moment
 SCALE, SKIPPED = "scale.json", "skipped.txt"  # beside latents: their scale, and the pictures that have none
-FORMAT = 3  # of the files; another number and older caches are made again
+FORMAT = 4  # of the files; another number and older caches are made again
 
 
 class Latents(Dataset):
@@ -60,7 +60,7 @@ class Latents(Dataset):
 
 class Shards(Latents):
     """Latents in the files of a folder, which are mapped and not read: a batch costs its own rows, and nothing is held
-    in memory but what the system keeps of the files."""
+    in memory but what the system keeps of the files. skipped: the pictures that could not be decoded for them."""
 
     def __init__(self, paths: Sequence[Path], key: str, label_names: Sequence[str] = (), turns: int = 1):
         self.paths, self.key, self.label_names, self.turns = list(paths), key, tuple(label_names), turns
@@ -71,6 +71,7 @@ class Shards(Latents):
         if len(self.shards) < len(self.paths):
             raise InputError(f"{self.paths[0].parent}: its latents have changed while they were in use; start again")
         self.ends = np.cumsum([len(shard["z"]) for shard in self.shards])
+        self.skipped = sorted({name for path in self.paths for name in json.loads(about(path)["skipped"])})
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("shards", "ends")}  # a worker maps them itself
@@ -106,7 +107,7 @@ class Shards(Latents):
     def verify(self) -> None:
         """Reads all of it. InputError, with the file, where the latents are not those that were written."""
         for path, shard in zip(self.paths, self.shards, strict=True):
-            if checksum(shard) != about(path).get("checksum"):
+            if checksum(shard) != about(path)["checksum"]:
                 raise InputError(f"{path}: is not what was written; delete it and encode again")
 
 
@@ -190,6 +191,8 @@ def cache_latents(
         with _bar(n, progress) as bar:
             return Latents(_encoded(first_stage, both, range(n), bar, *settings), names, len(both))
     key = _key(first_stage, dataset, sample, epochs, also, spread, len(both))
+    if processes.rank() == 0:
+        swept(folder)
     processes.agreed(key, f"{folder}: the latents")
     if strict:
         latents_alone(folder)
@@ -202,7 +205,9 @@ def cache_latents(
         for k in todo:
             with whole(paths[k]) as temporary:  # before the work: a place that cannot be written is known at once
                 rows = range(firsts[k], min(firsts[k] + SHARD, n))
-                _write(temporary, key, _encoded(first_stage, both, rows, bar, *settings))
+                columns = _encoded(first_stage, both, rows, bar, *settings)
+                lost = json.dumps(list(getattr(dataset, "skipped", ())))
+                _write(temporary, {"key": key, "name": paths[k].name, "skipped": lost}, columns)
     processes.largest(len(todo))  # all files are there once all ranks have come here
     if processes.rank() == 0:
         for other in Path(folder).glob("[0-9]*.safetensors"):  # of a larger dataset, before
@@ -355,12 +360,13 @@ class Turns(Dataset):
 
 def _batches(both: Sequence[Any], rows: range, batch: int, workers: int) -> Iterator[dict[str, Any]]:
     """The items as training would see them in its first epochs, in the order of the rows."""
-    from ..training import as_is, prepared
+    from ..training import as_is, deaf, prepared
 
     n = len(both[0]) * len(both)
     groups = (rows[i : i + batch] for i in range(0, len(rows), batch))
     pairs = ([(row % n, row // n) for row in group] for group in groups)
-    loader = DataLoader(Turns(both), batch_sampler=pairs, collate_fn=as_is, num_workers=workers)
+    settings = {"collate_fn": as_is, "num_workers": workers, "worker_init_fn": deaf}
+    loader = DataLoader(Turns(both), batch_sampler=pairs, **settings)
     for part in prepared(loader):
         if "image" not in part:
             raise InputError(f"{type(both[0]).__name__}: items without image; they have {', '.join(part)}")
@@ -436,8 +442,9 @@ def _bytes(value: Tensor) -> memoryview:
     return memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _write(path: Path, key: str, columns: dict[str, Tensor | list[Any]]) -> None:
-    """Tensors as they are; lists of tensors end to end, with their lengths; words as JSON."""
+def _write(path: Path, about: dict[str, str], columns: dict[str, Tensor | list[Any]]) -> None:
+    """Tensors as they are; lists of tensors end to end, with their lengths; words as JSON. about: what else the file
+    says of itself: its key, its name, and what could not be decoded."""
     from safetensors.torch import save_file
 
     tensors, words = {}, {}
@@ -449,14 +456,17 @@ def _write(path: Path, key: str, columns: dict[str, Tensor | list[Any]]) -> None
             tensors[f"{name}/lengths"] = torch.tensor([len(value) for value in values])
         else:
             words[name] = values
-    save_file(tensors, path, {"key": key, "words": json.dumps(words), "checksum": checksum(columns)})
+    save_file(tensors, path, about | {"words": json.dumps(words), "checksum": checksum(columns)})
 
 
 def checksum(columns: dict[str, Tensor | list[Any]]) -> str:
-    """Of the latents."""
+    """Of all of them: latents, labels, words."""
     value = 0
-    for name in sorted(name for name in columns if latent(name)):
-        value = zlib.crc32(_bytes(columns[name]), value)
+    for name in sorted(columns):
+        values = columns[name]
+        for part in [values] if isinstance(values, Tensor) else values:
+            value = zlib.crc32(name.encode(), value)
+            value = zlib.crc32(_bytes(part) if isinstance(part, Tensor) else json.dumps(part).encode(), value)
     return f"{value:08x}"
 
 
@@ -472,7 +482,7 @@ def about(path: Path) -> dict[str, str]:
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor | list[Any]] | None:
-    """The columns in a file that `_write` wrote under the same key, mapped; None for any other file, or none."""
+    """The columns in a file that was written under the same key and name, mapped; None for any other file, or none."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -480,7 +490,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor | list[Any]] | None:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            if about.get("key") != key:
+            if about.get("key") != key or about.get("name") != path.name:  # it may be a copy of another
                 return None
             columns: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
