@@ -882,6 +882,10 @@ class EncodeConfig:
     batch: int = 64  # images at a time
     workers: int = 0  # processes that prepare images
     verify: bool = True  # read all of it once it is there
+    # the columns of a dataset of the hub or Parquet, as for train (--data.image_key …)
+    image_key: str | None = None
+    label_key: str | None = None
+    caption_key: str | None = None
 
     def __post_init__(self) -> None:
         one_or_more(size=self.size, batch=self.batch)
@@ -898,7 +902,7 @@ class EncodeConfig:
 def encode(arguments: list[str]) -> None:
     from . import processes
     from .data import ImageFolder
-    from .presets import DataConfig, dataset, load_first_stage
+    from .presets import COLUMNS, DataConfig, dataset, load_first_stage
     from .runs import reconstructed
     from .training import device, save_grid
 
@@ -920,7 +924,8 @@ def encode(arguments: list[str]) -> None:
         if single:
             images: Any = ImageFolder(names[1], size=s.size)
         else:
-            images = processes.first(lambda: dataset(DataConfig(names[1], s.size, flip=s.flip), s.split))
+            columns = {name: getattr(s, name) for name in COLUMNS}
+            images = processes.first(lambda: dataset(DataConfig(names[1], s.size, flip=s.flip, **columns), s.split))
         said = to_file(stage, images, s) if single else to_shards(stage, images, s)
         if processes.rank():
             return

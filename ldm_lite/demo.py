@@ -5,7 +5,6 @@ First stage, latent scale, cached latents, denoiser, samples, metrics, report. I
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import shutil
 import time
@@ -111,14 +110,15 @@ def losses(out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from .training import logged
+
     figure = Figure(figsize=(9, 3), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     for axis, (name, title) in zip(
         figure.subplots(1, 2),
         (("first_stage", "first stage: mean |x − x'| + KL term"), ("denoiser", "denoiser: mean (v − v')²")),
     ):
-        with open(out / name / "log.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = logged(out / name)
         steps, values = [int(r["step"]) for r in rows], [float(r["loss"]) for r in rows]
         smooth, mean = [], values[0]
         for i, value in enumerate(values):

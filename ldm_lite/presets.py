@@ -36,6 +36,7 @@ from .losses import LossConfig
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
 
+COLUMNS = ("image_key", "label_key", "caption_key")
 HELD_OUT = 2048  # of a stream, that are kept in memory
 CAPTIONS = 2000  # of a dataset, from which the byte pairs of a text encoder are learned
 
@@ -54,9 +55,15 @@ class DataConfig:
     zoom: float = 1.0  # to learn from random squares of down to 1 / zoom of a picture's side, as large as all of it
     strict: bool = False  # an unreadable image stops the run instead of being skipped
     stream: bool = False  # a dataset of the hub, as it arrives: nothing is kept on the disk, nor cached as latents
+    # the columns of a dataset of the hub or Parquet, where they are not found by type and name
+    image_key: str | None = None
+    label_key: str | None = None
+    caption_key: str | None = None
 
     def __post_init__(self) -> None:
         one_or_more(size=self.size, count=self.count)
+        if not self.path.removeprefix("hub:").strip():
+            raise InputError("data: the name of a dataset is missing: a folder, a file, or hub:owner/name")
         if not 1 <= self.zoom <= 16:
             raise InputError(f"zoom: {self.zoom:g} is not from 1 to 16")
         if self.zoom > 1 and self.stream:
@@ -69,6 +76,9 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     keys: what the items of the built-in scenes hold besides image and label."""
     from . import data
 
+    columns = {name: value for name in COLUMNS if (value := getattr(config, name)) is not None}
+    if columns and not config.path.startswith("hub:") and not data.hub.tabular(config.path):
+        raise InputError(f"{min(columns)}: {config.path} has no columns; leave --data.{min(columns)} out")
     if config.zoom > 1 and split == "train":
         if untrue := {"boxes", "segmentation", "caption"} & set(keys):
             raise InputError(f"zoom: of a part of a picture its {min(untrue)} would not be true; leave --data.zoom out")
@@ -81,9 +91,9 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
         raise InputError("data.path: whose photographs? give a folder with --data PATH")
     if config.path.startswith("hub:"):
         data.catalogue.agreed_to_id(config.path.removeprefix("hub:"))
-    settings = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("size", "crop", "flip", "strict")}
     if config.stream:
-        return streamed(config, split, settings)
+        return streamed(config, split, settings, columns)
     if (Path(config.path) / data.lsun.FILE).is_file():  # LSUN's, of which the other split may lie beside it
         other = Path(config.path.replace("_train_lmdb", "_val_lmdb"))
         if str(other) != config.path and (other / data.lsun.FILE).is_file():
@@ -95,8 +105,8 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
         return Part(images, range(len(images))[: config.count if split == "train" else None])
     elif config.path.startswith("hub:") or data.hub.tabular(config.path):
         source = config.path.removeprefix("hub:")
-        own = has_own(source, split)
-        images = data.HubImages(source, split if own else "train", **settings)
+        own, theirs = theirs_of(source, split)
+        images = data.HubImages(source, theirs, **settings, **columns)
         if own:
             return Part(images, range(len(images))[: config.count if split == "train" else None])
     elif data.lsun.named(config.path):
@@ -108,7 +118,7 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     return Part(images, list(rows)[: config.count if split == "train" else None])
 
 
-def streamed(config: DataConfig, split: str, settings: dict[str, Any]) -> Any:
+def streamed(config: DataConfig, split: str, settings: dict[str, Any], columns: dict[str, str]) -> Any:
     """A dataset as it arrives, or what is held out of it in memory. InputError for what is not on the hub."""
     from . import data
 
@@ -118,8 +128,8 @@ def streamed(config: DataConfig, split: str, settings: dict[str, Any]) -> Any:
     source = config.path.removeprefix("hub:")
     if source == config.path and Path(source).suffix != ".parquet" and not any(Path(source).glob("**/*.parquet")):
         raise InputError(f"stream: {config.path} is neither on the hub nor Parquet; leave --data.stream out")
-    own = has_own(source, split)
-    images = data.HubImages(source, split if own else "train", streaming=True, **settings)
+    own, theirs = theirs_of(source, split)
+    images = data.HubImages(source, theirs, streaming=True, **settings, **columns)
     part = images if own else images.twentieth(kept=split != "train")
     if split == "train":
         return part
@@ -127,13 +137,14 @@ def streamed(config: DataConfig, split: str, settings: dict[str, Any]) -> Any:
     return held_out if own or len(held_out) else images.take(HELD_OUT)  # too few to keep any
 
 
-def has_own(source: str, split: str) -> bool:
-    """Whether a dataset of the hub, or in its layout, has this split; what it trains on is its own only where what is
-    held out is too."""
+def theirs_of(source: str, split: str) -> tuple[bool, str]:
+    """Whether a dataset of the hub, or in its layout, has this split, and which of its splits it is otherwise a part
+    of. What it trains on is its own only where what is held out is too."""
     from . import data
 
     names = data.hub.splits(source)
-    return split in names and (split != "train" or "validation" in names)
+    own = split in names and (split != "train" or "validation" in names)
+    return own, split if own else names[0] if len(names) == 1 else "train"
 
 
 class Part:
@@ -174,9 +185,15 @@ class AutoencoderRecipe:
 
     def build(self) -> Autoencoder:
         """The model with random weights. InputError when the images' size is not divisible by its f."""
-        model = Autoencoder(self.model)
+        model, layers = Autoencoder(self.model), self.loss.critic_layers
         if self.data.size % model.f:
             raise InputError(f"size: {self.data.size} is not divisible by f = {model.f}")
+        meets = self.loss.adversarial and (self.train.minutes is not None or self.train.steps > self.loss.start)
+        if meets and self.data.size < 3 * 2**layers:
+            raise InputError(
+                f"critic_layers: {layers} need pictures of {3 * 2**layers} pixels or more, not {self.data.size}; "
+                f"give --loss.critic_layers {max(1, layers - 1)}, or --loss.adversarial 0"
+            )
         return model
 
 

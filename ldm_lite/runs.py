@@ -6,7 +6,6 @@ metrics.json and card.md, which is written last: where it stands, the run is fin
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import dataclasses
 import functools
@@ -62,6 +61,7 @@ from .training import (
     device,
     fit,
     joined,
+    logged,
     moved,
     precision,
     record,
@@ -409,10 +409,7 @@ def status(out: str | Path, last: int = 100) -> list[str]:
         raise InputError(f"{out}: holds no run; one that was started has run.json")
     run = record(out / "run.json")
     train = run["train"]
-    log = out / "log.csv"
-    rows = list(csv.DictReader(log.read_text(encoding="utf-8").splitlines())) if log.is_file() else []
-    rows = [row for row in rows if None not in row.values()]  # the last may be half written
-    if not rows:
+    if not (rows := logged(out)):
         return [f"{out.name}: no step yet; latents may be encoded first"]
     step, steps = int(rows[-1]["step"]), train["steps"] if train["minutes"] is None else run.get("steps")
     total = f"{step:,} of {steps:,} ({100 * step / steps:.0f} %)" if steps else f"{step:,}"

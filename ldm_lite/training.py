@@ -1006,10 +1006,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def logged(out: str | Path) -> list[dict[str, str]]:
+    """The rows of out/log.csv, without one that is only half there, being written or cut short by a kill; none where
+    there is no log. InputError for something else of that name."""
+    if not (path := Path(out) / "log.csv").is_file():
+        return []
+    lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+    rows = [row for row in rows if None not in row.values() and None not in row]
+    try:
+        for row in rows:
+            int(row["step"]), *map(float, filter(None, row.values()))
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: is no log of a run; delete it, and the run goes on without") from None
+    return rows
+
+
 def seconds(out: str | Path) -> float:
     """How long the steps in out/log.csv took, over all the times the run was resumed."""
-    with open(Path(out) / "log.csv", newline="", encoding="utf-8") as file:
-        return max((float(row["seconds"]) for row in csv.DictReader(file)), default=0.0)
+    return max((float(row["seconds"]) for row in logged(out)), default=0.0)
 
 
 def shown(task: Any, batch: Mapping[str, Any], folder: Path, step: int) -> None:
@@ -1100,11 +1115,7 @@ class Log:
     def __enter__(self) -> Log:
         from tqdm.auto import tqdm
 
-        kept = []
-        if self.path.exists() and self.start:
-            with open(self.path, newline="", encoding="utf-8") as file:
-                # a row that a kill cut short lacks its last fields
-                kept = [r for r in csv.DictReader(file) if None not in r.values() and int(r["step"]) <= self.start]
+        kept = [row for row in logged(self.out) if int(row["step"]) <= self.start] if self.start else []
         self.writer: csv.DictWriter | None = None
         with whole(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as self.file:
             for row in kept:

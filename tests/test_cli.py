@@ -445,6 +445,10 @@ def test_settings_are_read_from_a_file_and_then_overridden(here, capsys):
         ("train tiny-kl2 --train.lr much", "--train.lr"),
         ("train tiny-kl2 --steps 0", "steps: 0 is not 1 or more"),
         ("train tiny-kl2 --data.size 17", "size: 17 is not divisible by f = 2"),
+        (
+            "train tiny-kl2 --data.size 16 --loss.adversarial 1 --loss.start 0",
+            "critic_layers: 3 need pictures of 24 pixels or more, not 16; give --loss.critic_layers 2",
+        ),
         ("train tiny-ldm2 --data.size 18", "size: 18 is not divisible by 4"),
         ("train tiny-kl2 --data nowhere", "nowhere"),
         ("train tiny-kl2 --data empty", "empty"),
@@ -624,6 +628,13 @@ def test_status_says_how_far_a_run_is_at_what_rate_and_how_long_it_takes(here, c
     assert said[2].startswith("last checkpoint: 0 min") and len(said) == 3
     under_way(here / "runs/young", 3)
     assert runs.status(here / "runs/young")[0].endswith(f"loss {11 / 18:.4f}, as a mean of the last 3 steps")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00words\n\x9c\n", b"step,loss,seconds\nnone,1,2\n", b"loss\n0.5\n"])
+def test_a_log_that_is_none_is_named(here, capsys, content):
+    under_way(here / "runs/mine", 3)
+    (here / "runs/mine/log.csv").write_bytes(content)
+    assert "log.csv: is no log of a run; delete it, and" in refused(capsys, "status", "runs/mine")
 
 
 @pytest.mark.parametrize(

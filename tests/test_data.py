@@ -1,5 +1,6 @@
 """ImageFolder, HubImages and cached latents. The built-in scenes have a file of their own."""
 
+import errno
 import io
 import itertools
 import os
@@ -625,10 +626,69 @@ def test_a_folder_in_the_layout_of_the_hub_is_parquet_unless_it_has_pictures(dat
     (mine / "README.md").write_text("words")
     assert len(dataset(DataConfig(str(mine), 8))) == 20
     (broken := mine / "data/train-00000-of-00002.parquet").write_bytes(broken.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"mine: cannot be read as Parquet \("):
+    with pytest.raises(InputError, match=r"mine/data/train-00000-of-00002\.parquet: cannot be read as Parquet \("):
         dataset(DataConfig(str(mine), 8))
     saved(mine / "pictures" / "a.png", gradient(9, 8))
     assert len(dataset(DataConfig(str(mine), 8))) == 1
+
+
+def test_of_a_dataset_with_one_split_of_any_name_every_twentieth_row_is_held_out(datasets, tmp_path):
+    path = str(repository(tmp_path / "mine", test=41))
+    train, held_out = (captions(dataset(DataConfig(path, 8), split)) for split in ("train", "validation"))
+    assert held_out == ["test 19", "test 39"] and train == [f"test {i}" for i in range(41) if i % 20 != 19]
+    assert len({item["caption"] for item in dataset(DataConfig(path, 8, stream=True)).flow(epochs=1)}) > 30
+
+
+def test_the_columns_of_a_recipes_data_can_be_named(datasets, tmp_path):
+    cells = rows_of(3)["image"]
+    two = str(
+        table(tmp_path / "two.parquet", {"left": cells, "right": cells[::-1], "kind": [7, 5, 7], "said": ["a"] * 3})
+    )
+    columns = {"image_key": "right", "label_key": "kind", "caption_key": "said"}
+    named, other = dataset(DataConfig(two, 11, **columns)), dataset(DataConfig(two, 11, image_key="left"))
+    assert named.label_names == ("5", "7") and [named[i]["label"] for i in range(3)] == [1, 0, 1]
+    assert named[0]["caption"] == "a" and not torch.equal(named[0]["image"], other[0]["image"])
+    assert torch.equal(named[0]["image"], other[2]["image"])
+    stream = next(iter(dataset(DataConfig(two, 11, stream=True, image_key="right", caption_key="said"))))
+    assert stream["caption"] == "a" and set(stream) == {"image", "caption"}
+    with pytest.raises(InputError, match=r"^image_key: scenes has no columns; leave --data\.image_key out"):
+        dataset(DataConfig("scenes", 16, image_key="left"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_label_beyond_the_classes_is_told(datasets, tmp_path, streaming):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "mine.parquet"
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["odd", "even"])})
+    datasets.Dataset.from_dict({"image": rows_of(3)["image"], "label": [0, 1, None]}, features=kinds).to_parquet(
+        str(path)
+    )
+    assert [item["label"] for item in HubImages(path, size=11, streaming=streaming).stream()] == [0, 1, -1]
+    held = pq.read_table(path)
+    held = held.set_column(1, held.schema.field("label"), pa.array([0, 2, None], pa.int64()))
+    pq.write_table(held, path)
+    with pytest.raises(InputError, match=r"mine\.parquet: label 2 is beyond its 2 classes$"):
+        list(HubImages(path, size=11, streaming=streaming).stream())
+
+
+def test_a_disk_that_is_full_is_not_taken_for_a_broken_file(files, monkeypatch):
+    import datasets
+
+    def full(*_, **__):
+        raise ValueError("while preparing") from OSError(errno.ENOSPC, "No space left on device", "/cache/part.arrow")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    says = r"^/cache/part\.arrow: cannot be written \(No space left on device\); HF_HOME names another folder for it$"
+    with pytest.raises(InputError, match=says):
+        HubImages(files, size=7)
+
+
+@pytest.mark.parametrize("name", ["", " ", "hub:"])
+def test_a_dataset_without_a_name_is_told(name):
+    with pytest.raises(InputError, match=r"^data: the name of a dataset is missing"):
+        DataConfig(name, 8)
 
 
 def flowing(files, n, first=0, rank=0, world=1):
@@ -651,6 +711,12 @@ def test_ranks_share_a_stream_without_overlap_or_loss(files, world):
     shares = [[item["caption"] for item in stream.flow(0, rank, world, 4, epochs=1)] for rank in range(world)]
     assert sorted(name for share in shares for name in share) == sorted(f"picture {k}" for k in range(11))
     assert len(flowing(files, 24, 0, world - 1, world)) == 24
+
+
+def test_a_stream_that_has_less_than_a_picture_for_each_process_says_so(files):
+    with pytest.raises(InputError, match=r"three: the stream has no picture for each of 13 processes; start fewer$"):
+        flowing(files, 1, 0, 12, 13)
+    assert str(HubImages(files, size=7, streaming=True).too_few(1, 4)).endswith("4 workers: too few")
 
 
 def test_a_stream_goes_on_where_it_was_stopped(files):
@@ -798,7 +864,7 @@ def test_columns_that_are_missing_or_ambiguous_are_named(hub, datasets, tmp_path
         HubImages(none, size=11)
     cells = rows_of(1)["image"]
     two = table(tmp_path / "two.parquet", {"left": cells, "right": cells})
-    with pytest.raises(InputError, match=r"images are in left, right; choose one as image_key"):
+    with pytest.raises(InputError, match=r"images are in left, right; choose one as image_key \(--data\.image_key\)$"):
         HubImages(two, size=11)
     assert len(HubImages(two, size=11, image_key="right")) == 1
     mask = table(tmp_path / "mask.parquet", {"mask": rows_of(1, 3)["image"], "image": cells})

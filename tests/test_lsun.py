@@ -79,14 +79,18 @@ def test_the_published_preprocessing_is_a_centre_crop_and_bicubic(tmp_path, shap
     assert (data[0]["image"] - expected).abs().max() <= 1.01 / 127.5
 
 
-def test_a_damaged_page_is_a_file_to_fetch_again(church, monkeypatch):
-    class Broken:
-        def begin(self):
-            raise lmdb.CorruptedError("mdb_cursor_get: MDB_CORRUPTED")
-
-    monkeypatch.setattr(lsun, "opened", lambda root: Broken())
-    with pytest.raises(InputError, match=r"data.mdb: damaged \(mdb_cursor_get.*\); fetch it again$"):
-        lsun.listed(church)
+@pytest.mark.parametrize("damage", [bytes(4096), b"\xff" * 4096, None])
+def test_a_damaged_page_is_a_file_to_fetch_again_and_does_not_end_the_process(church, damage):
+    """A page of zeros where keys should be makes lmdb abort."""
+    content = bytearray((church / lsun.FILE).read_bytes())
+    for page in range(2, len(content) // 4096):  # the first two say where the others are
+        if damage:
+            content[4096 * page : 4096 * (page + 1)] = damage
+        else:
+            content[4096 * page + 10] ^= 0x0F  # what kind of page it is
+    (church / lsun.FILE).write_bytes(content)
+    with pytest.raises(InputError, match=r"data\.mdb: damaged \(.+\); fetch it again$"):
+        LSUN(church, size=17)
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
@@ -206,7 +210,7 @@ def test_a_file_that_is_not_there_is_told_alone_with_where_it_is_to_be_had(tmp_p
 def test_an_empty_file_too_small_a_picture_and_a_missing_package_are_told(church, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="has no pictures"):
         LSUN(made(tmp_path / "none_train_lmdb", []), size=17)
-    with pytest.raises(InputError, match=r"a picture of 41 x 29 is smaller than size = 30"):
+    with pytest.raises(InputError, match=r"of 41 x 29 pixels is smaller than size = 30; choose --data.size 29 or less"):
         LSUN(church, size=30)[0]
     lsun.closed()
     monkeypatch.setitem(sys.modules, "lmdb", None)

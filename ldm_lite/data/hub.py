@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import errno
 import glob
 import hashlib
 import inspect
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -156,9 +157,15 @@ class HubImages(Pictures):
             if seen and whole and not drawn:  # it would go on without an end
                 raise InputError(f"{self.source}: none of {seen} pictures can be decoded")
             if not seen:
-                files = getattr(self.data, "n_shards", 1)
-                workers = worker.num_workers if worker else 1
-                raise InputError(f"{self.source}: {files} files for {world} processes of {workers} workers: too few")
+                raise self.too_few(world, worker.num_workers if worker else 1)
+
+    def too_few(self, world: int, workers: int) -> InputError:
+        """For a stream that has nothing for one of these processes, or of their workers."""
+        if workers > self.files(world):
+            files = getattr(self.data, "n_shards", 1)
+            return InputError(f"{self.source}: {files} files for {world} processes of {workers} workers: too few")
+        fewer = "" if world == 1 else f" for each of {world} processes; start fewer"
+        return InputError(f"{self.source}: the stream has no picture{fewer}")
 
     def files(self, world: int = 1) -> int:
         """Of how many files a rank reads a stream: no more workers have something to do."""
@@ -247,17 +254,28 @@ class HubImages(Pictures):
             return (), {}
         names = getattr(columns[self.label_key], "names", None)
         if names is not None:
+            if not self.streaming:
+                import pyarrow.compute as pc
+
+                column = data.select_columns([self.label_key]).with_format("arrow")[:].column(0)
+                self._known(pc.max(column).as_py(), names)
             return tuple(names), {}
         if self.streaming:
             raise InputError(f"label_key: the classes of {self.label_key!r} are not known before the stream has ended")
         values = sorted(data.unique(self.label_key))
         return tuple(map(str, values)), {value: k for k, value in enumerate(values)}
 
+    def _known(self, label: int | None, names: Sequence[str]) -> int:
+        """A class's number, -1 for none. InputError for one beyond the last."""
+        if label is not None and label >= len(names):
+            raise InputError(f"{self.source}: {self.label_key} {label} is beyond its {len(names)} classes")
+        return -1 if label is None else label
+
     def _parts(self, row: dict[str, Any], random: float) -> tuple[Source, dict[str, Any]]:
         found: dict[str, Any] = {}
         if self.label_key:
             label = row[self.label_key]
-            found["label"] = self.classes[label] if self.classes else -1 if label is None else label
+            found["label"] = self.classes[label] if self.classes else self._known(label, self.label_names)
         if self.caption_key:
             caption = row[self.caption_key] or ""
             found["caption"] = caption if isinstance(caption, str) else caption[int(random * len(caption))]
@@ -292,7 +310,7 @@ def splits(source: str) -> list[str]:
 def tabular(path: str | Path) -> bool:
     """Whether pictures are in Parquet: a file, or those at the top of a folder, or below it where it has no others."""
     root = Path(path)
-    if root.suffix == ".parquet" or any(root.glob("*.parquet")):
+    if root.suffix.lower() == ".parquet" or any(root.glob("*.parquet")):
         return True
     return root.is_dir() and any(root.rglob("*.parquet")) and next(_below(root), None) is None
 
@@ -314,7 +332,7 @@ def address(source: str, split: str, revision: str | None = None) -> dict[str, A
     """Where `datasets` finds a source, in its words."""
     path = Path(source)
     if path.is_file():
-        if path.suffix != ".parquet":
+        if path.suffix.lower() != ".parquet":
             raise InputError(f"{source}: not a Parquet file (.parquet)")
         return {"path": "parquet", "data_files": {split.partition("[")[0]: glob.escape(source)}}
     if path.is_dir():
@@ -335,11 +353,38 @@ def failure(source: str, error: Exception) -> InputError:
     reason = reason.splitlines()[0].rstrip(".")
     if "split" in reason and isinstance(error, ValueError):
         return InputError(f"split: {source}: {reason}")
+    if (refused := _refused(error)) is not None:
+        place = str(refused.filename or "the folder for what `datasets` keeps")
+        if place.startswith(os.path.abspath(source)):
+            return InputError(f"{place}: cannot be read ({refused.strerror})")
+        return InputError(f"{place}: cannot be written ({refused.strerror}); HF_HOME names another folder for it")
     if os.path.exists(source):
-        return InputError(f"{source}: cannot be read as Parquet ({reason})")
+        path, reason = _broken(Path(source)) or (source, reason)
+        return InputError(f"{path}: cannot be read as Parquet ({reason})")
     return InputError(
         f"{source}: cannot be loaded from the hub ({reason}); check the id and the network, or give a Parquet file"
     )
+
+
+def _refused(error: BaseException | None) -> OSError | None:
+    """What the system refused to write, of all that led to an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _broken(source: Path) -> tuple[Path, str] | None:
+    """The first Parquet file of a folder that is none, and why."""
+    import pyarrow.parquet as pq
+
+    for path in sorted(source.rglob("*.parquet")) if source.is_dir() else ():
+        try:
+            pq.read_metadata(path)
+        except Exception as error:  # of pyarrow, or of the system
+            return path, str(error).strip().splitlines()[0].rstrip(".")
+    return None
 
 
 def _is_twentieth(row: dict[str, Any], key: str, kept: bool) -> bool:
@@ -372,7 +417,7 @@ def _image_column(columns: dict[str, Any], source: str) -> str:
         return "image" if "image" in pictures else pictures[0]
     if not pictures:
         raise InputError(f"{source}: no column holds images; it has {', '.join(columns)}")
-    raise InputError(f"{source}: images are in {', '.join(pictures)}; choose one as image_key")
+    raise InputError(f"{source}: images are in {', '.join(pictures)}; choose one as image_key (--data.image_key)")
 
 
 def _label_column(columns: dict[str, Any]) -> str | None:

@@ -9,6 +9,9 @@ import contextlib
 import hashlib
 import io
 import os
+import subprocess
+import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -84,7 +87,10 @@ class LSUN(Pictures):
         if isinstance(found, Unreadable):
             raise found
         if min(found) < self.size:
-            raise InputError(f"{self.root}: a picture of {found[0]} x {found[1]} is smaller than size = {self.size}")
+            raise InputError(
+                f"{self.root}: a picture of {found[0]} x {found[1]} pixels is smaller than size = {self.size}; "
+                f"choose --data.size {min(found)} or less"
+            )
         return super().square(source, place, mirror)
 
     def _listed(self, cache: Path) -> np.ndarray:
@@ -97,7 +103,7 @@ class LSUN(Pictures):
                     return held["keys"]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none, or not ours: it is made anew
             pass
-        keys = np.array(listed(self.root))
+        keys = listed(self.root)
         if not len(keys):
             raise InputError(f"{self.root / FILE}: has no pictures")
         # in a folder that is only read they are listed again next time
@@ -155,10 +161,25 @@ def opened(root: Path) -> Any:
     return OPEN[root]
 
 
-def listed(root: Path) -> list[bytes]:
-    """All keys, in the file's order."""
-    try:
-        with opened(root).begin() as transaction, transaction.cursor() as cursor:
-            return list(cursor.iternext(keys=True, values=False))
-    except package(root).Error as error:
-        raise InputError(f"{root / FILE}: damaged ({error}); fetch it again") from None
+LIST = """
+import sys, lmdb, numpy
+root, target = sys.argv[1:]
+with lmdb.open(root, readonly=True, lock=False, readahead=False).begin() as transaction:
+    keys = numpy.array(list(transaction.cursor().iternext(keys=True, values=False)))
+with open(target, "wb") as file:
+    numpy.save(file, keys)
+"""
+
+
+def listed(root: Path) -> np.ndarray:
+    """(n,) all keys, as bytes, in the file's order. InputError for a damaged file.
+
+    Another process lists them: at a page without sense lmdb ends the one that it is in."""
+    opened(root)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "keys.npy"
+        done = subprocess.run([sys.executable, "-c", LIST, str(root), str(target)], capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr.strip() or f"lmdb ended with {done.returncode}").splitlines()[-1]
+            raise InputError(f"{root / FILE}: damaged ({said.removeprefix('lmdb.')}); fetch it again")
+        return np.load(target, allow_pickle=False)
