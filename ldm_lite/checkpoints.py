@@ -347,6 +347,7 @@ def load_compvis(
     predicts: Prediction = "eps",
     ema: bool = True,
     condition: Any = None,
+    encoder: str = "",
 ) -> Autoencoder | UNet | LatentDiffusion:
     """What is in a file in the original's names: a whole model, a first stage, or a denoiser.
 
@@ -364,6 +365,7 @@ def load_compvis(
     guidance then.
     condition: the config of what the model is told, besides labels; left out, that of the published model. Of a text
     the file has the encoder, and not the words: CLIP's and BERT's are had from the hub when they are first needed.
+    encoder: where else: a folder in transformers' layout, of CLIP for Stable Diffusion, of a tokenizer for the others.
     schedule, predicts: left out, from the file's betas, and eps as all of the paper's.
     ema: the averaged weights of the denoiser where the file has them, otherwise the last ones.
     Discriminator and LPIPS are passed over. In eval mode, float32. InputError for what `tensors` refuses, for anything
@@ -396,6 +398,8 @@ def load_compvis(
         schedule = _compvis_schedule(state, path)
     if condition is None and isinstance(expect, str):
         condition = _published_condition(expect)
+    if encoder:
+        condition = _reading(condition, encoder, path)
     conditioner = _compvis_conditioner(state, denoiser.config, stage, condition, labels, path)
     return LatentDiffusion(stage, denoiser, Diffusion(schedule, predicts, distance), conditioner).eval()
 
@@ -489,7 +493,19 @@ def _published_condition(name: str) -> Any:
     if name == "sd-v1":
         return PretrainedTextConfig("openai/clip-vit-large-patch14", 768, 77)
     condition = PAPER[name].condition if name in PAPER else None
+    if isinstance(condition, BoxesConfig):
+        return replace(condition, null=False)  # every layout was told: no guidance
     return replace(condition, **words) if isinstance(condition, TextConfig) else condition
+
+
+def _reading(condition: Any, encoder: str, where: str | Path) -> Any:
+    """The condition with its words from a folder. InputError where it has no words, and for no folder."""
+    if not isinstance(condition, (TextConfig, PretrainedTextConfig)):
+        raise InputError(f"encoder: {where} reads no captions; leave it out")
+    if not Path(encoder).is_dir():
+        raise InputError(f"encoder: {encoder} is no folder")
+    place = str(Path(encoder).resolve())
+    return replace(condition, **({"tokenizer": place} if isinstance(condition, TextConfig) else {"encoder": place}))
 
 
 ENCODER = "transformer."  # after CONDITIONER: of captions or layouts

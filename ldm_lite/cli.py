@@ -415,10 +415,13 @@ def own(arguments: list[str], out: Path) -> tuple[list[str], Path, bool, Path | 
 
 def emptied(out: Path, restart: bool) -> None:
     """Removes the run in `out` when a restart is asked for. InputError when `out` holds something else."""
+    from .runs import locked
+
     if restart and out.exists() and any(out.iterdir()):
         if not any((out / mark).is_file() for mark in ("run.json", "demo.json")):
             raise InputError(f"{out}: holds no run of ours, so --restart does not remove it; choose another --out")
-        shutil.rmtree(out)
+        with locked(out):
+            shutil.rmtree(out)
 
 
 @dataclass(frozen=True)
@@ -999,6 +1002,9 @@ class ConvertConfig:
     expect: str | None = None  # the published model that a CompVis file holds, such as kl-f8; a denoiser needs its name
     scale: float | None = None  # of the latents of a foreign model, where its file does not say
     labels: tuple[str, ...] = ()  # the names of a CompVis model's classes; none for ImageNet's 1000
+    # of a CompVis model that reads captions: a folder in transformers' layout, of CLIP for Stable Diffusion, of a
+    # tokenizer for the others; left out, they are had from the hub
+    encoder: str = ""
     predicts: str = "eps"  # what the denoiser of a CompVis file was trained to: eps, z0 or v
     size: int = 0  # pixels of the images that the model draws; 0 is what it was trained at, or 256 for others' models
 
@@ -1022,14 +1028,16 @@ def foreign(source: Path, settings: ConvertConfig) -> Any:
 
     if source.is_file():
         s = settings
-        return load_compvis(source, s.expect, s.part, s.scale, s.labels or None, predicts=s.predicts)
-    if settings.expect is None:
+        own = {"labels": s.labels or None, "predicts": s.predicts, "encoder": s.encoder}
+        return load_compvis(source, s.expect, s.part, s.scale, **own)
+    if settings.expect is None and not settings.encoder:
         configs = [source / part / "config.json" for part in ("", "vae", "vqvae", "unet")]
         found = any(config.is_file() and "_class_name" in read(config) for config in configs)
         if found or (source / "model_index.json").is_file():
             return load_diffusers(source, settings.scale)
-    if settings.expect is not None or settings.scale is not None:
-        raise InputError(f"{source}: has a configuration and scale of its own; leave --expect and --scale out")
+    if settings.expect is not None or settings.scale is not None or settings.encoder:
+        what = "a configuration and scale of its own; leave --expect, --scale and --encoder out"
+        raise InputError(f"{source}: has {what}")
     return None
 
 

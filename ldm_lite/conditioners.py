@@ -285,7 +285,8 @@ def pretrained(name: str) -> tuple[Any, nn.Module]:
         return AutoTokenizer.from_pretrained(of_words), encoder
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:90]
-        raise InputError(f"encoder: {name} cannot be had ({reason}); give a folder in transformers' layout") from None
+        where = "give a folder in transformers' layout (convert: --encoder; train: --condition.encoder)"
+        raise InputError(f"encoder: {name} cannot be had ({reason}); {where}") from None
 
 
 @dataclass(frozen=True)
@@ -304,6 +305,7 @@ class BoxesConfig:
     # one token a box in place of three, and corners that begin as waves (as GLIGEN, Li et al. 2023): which corners and
     # kind belong together, and which places are neighbours, has then not to be learned
     joined: bool = False
+    null: bool = True  # some layouts were left out in training, so that there is something to guide with
 
     def __post_init__(self) -> None:
         one_or_more(width=self.width, depth=self.depth, heads=self.heads, most=self.most, grid=self.grid)
@@ -337,8 +339,8 @@ class Boxes(Conditioner):
 
     Three tokens a box (Rombach et al. 2022, appendix E; taming-transformers' builder): its kind, its upper left and its
     lower right corner on a grid. The order is shuffled in training, the rest padded; the empty layout is the null
-    condition. InputError for boxes outside the picture, inverted, of unknown kinds or too many; training takes `most`
-    of too many by chance."""
+    condition, but of a published model that never met it (config.null), which cannot be guided. InputError for boxes
+    outside the picture, inverted, of unknown kinds or too many; training takes `most` of too many by chance."""
 
     keys = ("boxes", "box_labels")
 
@@ -394,6 +396,8 @@ class Boxes(Conditioner):
 
     def blank(self, batch: Batch) -> Batch:
         rows = len(self.need(batch, "boxes"))
+        if not self.training and not self.config.null:
+            return batch
         empty = {"boxes": [torch.zeros(0, 4)] * rows, "box_labels": [torch.zeros(0, dtype=torch.long)] * rows}
         return batch | empty
 

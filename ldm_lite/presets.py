@@ -436,7 +436,9 @@ def _vq(start: int, weight: float = 0.75, layers: int = 3) -> LossConfig:
 
 
 # 4.5e-6 for each of a step's 2 x 12 images; the steps are those that the original's page of models states
-PAPER_AE = TrainConfig(batch=24, accumulate=2, lr=1.08e-4, betas=(0.5, 0.9), weight_decay=0.0, warmup=0, ema=0.0)
+PAPER_AE = TrainConfig(
+    batch=24, accumulate=2, lr=1.08e-4, betas=(0.5, 0.9), weight_decay=0.0, warmup=0, ema=0.0, clip=0.0
+)
 _KL = LossConfig(kl=1e-6, perceptual=1.0, adversarial=0.5, start=50_001)
 FIRST_STAGES = {
     "kl-f4": _published(_KL, 176_991, channels=3, mult=(1, 2, 4)),
@@ -502,8 +504,13 @@ UNETS: dict[str, UNetConfig] = {
 # The paper's models whose conditions are there (its tables 12, 13 and 15) ---------------------------------------------
 
 
+def _paper(steps: int, batch: int, lr: float, warmup: int = 0) -> TrainConfig:
+    """The original limits no gradient."""
+    return TrainConfig(steps=steps, batch=batch, lr=lr, warmup=warmup, clip=0.0)
+
+
 def _unconditional(name: str, batch: int, lr: float, steps: int, **data: Any) -> DiffusionRecipe:
-    train = TrainConfig(steps=steps, batch=batch, lr=lr, warmup=0)
+    train = _paper(steps, batch, lr)
     data = {"path": "photographs", "size": 256} | data
     return DiffusionRecipe("vq-f4", UNETS[name], data=DataConfig(**data), train=train)
 
@@ -519,7 +526,7 @@ PAPER: dict[str, DiffusionRecipe] = {
         distance="l1",
         spread=True,
         data=DataConfig("lsun-churches", 256, flip=True),
-        train=TrainConfig(steps=500_000, batch=96, lr=5e-5, warmup=10_000),
+        train=_paper(500_000, 96, 5e-5, 10_000),
     ),
     # ImageNet: a folder for each class, whose name is the label. The first was trained without a null class; how often
     # the second's labels were dropped is not published.
@@ -529,14 +536,14 @@ PAPER: dict[str, DiffusionRecipe] = {
         classes=True,
         dropout=0.0,
         data=DataConfig("photographs", 256),
-        train=TrainConfig(steps=2_900_000, batch=64, lr=6.4e-5, warmup=0),
+        train=_paper(2_900_000, 64, 6.4e-5),
     ),
     "cin256-v2": DiffusionRecipe(
         "vq-f4",
         UNETS["cin256-v2"],
         classes=True,
         data=DataConfig("photographs", 256),
-        train=TrainConfig(steps=178_000, batch=1200, lr=1e-4, warmup=0),
+        train=_paper(178_000, 1200, 1e-4),
     ),
 }
 
@@ -567,28 +574,28 @@ PAPER |= {
         TextConfig(640, 32, 8, 64, 77, 30_522),
         VariancePreserving(),
         "l2",
-        TrainConfig(steps=390_000, batch=28, lr=5.6e-5, warmup=0),
+        _paper(390_000, 28, 5.6e-5),
     ),
     "layout2img256": _conditional(
         "layout2img256",
         BoxesConfig(width=512, depth=16, heads=8, head_channels=64, most=30, grid=90, vocabulary=8192, crop=True),
         _LATE,
         "l1",
-        TrainConfig(steps=4_400_000, batch=24, lr=4.8e-5, warmup=0),
+        _paper(4_400_000, 24, 4.8e-5),
     ),
     "semantic256": _conditional(
         "semantic256",
         SemanticMapConfig(tuple(map(str, range(182)))),
         _LATE,
         "l1",
-        TrainConfig(steps=360_000, batch=48, lr=4.8e-5, warmup=0),
+        _paper(360_000, 48, 4.8e-5),
     ),
     "bsr-sr": _conditional(
         "bsr-sr",
         LowResConfig(4, degradation="bsr"),
         VariancePreserving(end=0.0155),
         "l2",
-        TrainConfig(steps=860_000, batch=64, lr=6.4e-5, warmup=0),
+        _paper(860_000, 64, 6.4e-5),
         crop="random",
         zoom=2.0,
     ),
@@ -597,7 +604,7 @@ PAPER |= {
         InpaintingConfig(),
         _LATE,
         "l1",
-        TrainConfig(steps=360_000, batch=128, lr=1e-6, warmup=1000),
+        _paper(360_000, 128, 1e-6, 1000),
         crop="random",
     ),
 }
@@ -620,12 +627,12 @@ PAPER |= {
             dropout=0.1,
         ),
         condition=replace(PAPER["layout2img256"].condition, depth=8),
-        train=TrainConfig(steps=170_000, batch=48, lr=4.8e-5, warmup=0),
+        train=_paper(170_000, 48, 4.8e-5),
     ),
     "semantic512": replace(
         PAPER["semantic256"],
         data=DataConfig("photographs", 512, crop="random"),
-        train=TrainConfig(steps=360_000, batch=8, lr=8e-6, warmup=0),
+        train=_paper(360_000, 8, 8e-6),
     ),
 }
 

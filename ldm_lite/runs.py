@@ -11,14 +11,16 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +97,36 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None
         if isinstance(recipe, AutoencoderRecipe):
             return train_first_stage(recipe, out, command, judged)
         if isinstance(recipe, (ReaderRecipe, FinderRecipe)):
-            return train_reader(recipe, out, command)
-        return train_denoiser(recipe, out, command)
+            with held(out):
+                return train_reader(recipe, out, command)
+        with held(out):
+            return train_denoiser(recipe, out, command)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Inside, no other command of this machine runs into `out`. InputError where one does."""
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(os.fsencode(out.absolute())).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"ldm_lite-{name}.lock")
+    try:
+        with suppress(PermissionError):  # another user's: then `out` may not be written either
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{out}: another command is at work in it; wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """`locked` by the first of several processes."""
+    with ExitStack() as stack:
+        processes.alone(lambda: stack.enter_context(locked(out)))
+        yield
 
 
 @contextmanager
@@ -116,6 +146,11 @@ def unfinished(out: Path) -> bool:
 
 
 def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int | None = None) -> Path:
+    with held(out):
+        return first_stage_trained(recipe, out, command, judged)
+
+
+def first_stage_trained(recipe: AutoencoderRecipe, out: Path, command: str, judged: int | None) -> Path:
     torch.manual_seed(mix(recipe.train.seed))
     model, images = recipe.build().to(device()), processes.first(lambda: dataset(recipe.data))
     begin_with(model, recipe)

@@ -79,7 +79,9 @@ class Words:
             return AutoTokenizer.from_pretrained(self.name)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:90]
-            raise InputError(f"tokenizer: {self.name} cannot be had ({reason}); give a folder of one") from None
+            raise InputError(
+                f"tokenizer: {self.name} cannot be had ({reason}); give a folder of one (convert: --encoder)"
+            ) from None
 
     @property
     def size(self) -> int:

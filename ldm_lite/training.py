@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import inspect
 import math
+import os
 import signal
 import sys
 import time
@@ -55,7 +56,7 @@ class TrainConfig:
     lr: float = 1e-4
     decay: Literal["constant", "cosine"] = "constant"
     warmup: int = 100  # steps
-    clip: float = 1.0  # largest norm of the gradient
+    clip: float = 1.0  # largest norm of the gradient; 0 for any
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     ema: float = 0.9999  # 0 for none
@@ -72,12 +73,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_or_more(steps=self.steps, batch=self.batch, accumulate=self.accumulate, save_every=self.save_every)
-        for name in ("warmup", "sample_every", "workers", "weight_decay", "save_minutes", "memory"):
+        for name in ("warmup", "sample_every", "workers", "weight_decay", "save_minutes", "memory", "clip"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: {getattr(self, name)} is not above 0")
+        if not self.lr > 0:
+            raise InputError(f"lr: {self.lr} is not above 0")
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"minutes: {self.minutes} is not above 0")
         if not 0 <= self.ema < 1:
@@ -248,7 +248,7 @@ class Descent:
             for name, number in named.items():
                 totals[name] = totals.get(name, 0) + number.detach() / self.config.accumulate
         self.scaler.unscale_(self.optimizer)
-        grad = entire(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        grad = entire(nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf))
         self.scaler.step(self.optimizer)  # skips the step, by itself, when fp16 overflowed: its gradient counts as 0
         if self.scaler.is_enabled() and not grad.isfinite():
             grad = torch.zeros_like(grad)
@@ -321,10 +321,12 @@ def parts(batch: Mapping[str, Any], n: int) -> Iterator[dict[str, Any]]:
 def compiles(config: TrainConfig, place: torch.device) -> bool:
     """Whether fit compiles a network: where it is asked to, or on a GPU for a run that is long enough to gain by it.
 
-    Not by itself without Triton, which torch brings to Linux alone."""
+    Few cores compile for minutes, so that a run on a small machine has to be longer. Not by itself without Triton,
+    which torch brings to Linux alone."""
     if config.compile is not None:
         return config.compile
-    long = config.steps >= 2000 if config.minutes is None else config.minutes >= 3
+    slow = max(1.0, 8 / (os.cpu_count() or 1))
+    long = config.steps >= 2000 * slow if config.minutes is None else config.minutes >= 3 * slow
     return place.type == "cuda" and long and importlib.util.find_spec("triton") is not None
 
 

@@ -153,7 +153,11 @@ def test_a_published_name_says_what_the_model_is_told(tmp_path, monkeypatch):
         condition = replace(TOLD[kind], names=()) if names else TOLD[kind]
         if kind != "layout":
             condition = replace(condition, f=8)  # as large as the first stage makes it, whatever the recipe's
-        model = told_model(replace(TOLD[kind], names=tuple(map(str, range(names)))) if names else TOLD[kind])
+        own = {"names": tuple(map(str, range(names)))} if names else {}
+        own |= {"null": False} if kind == "layout" else {}  # every layout was told
+        model = told_model(replace(TOLD[kind], **own))
+        told = {"boxes": [[[0.1, 0.2, 0.5, 0.9]]], "box_labels": [[1]]}
+        assert kind != "layout" or model.eval().conditioner.blank(told) is told
         monkeypatch.setitem(UNETS, name, model.denoiser.config)
         monkeypatch.setitem(PAPER, name, replace(PAPER[name], condition=condition))
         save_compvis(model, tmp_path / "model.ckpt")
@@ -245,6 +249,20 @@ def test_a_text_model_with_words_of_its_own_round_trips_without_them(tmp_path):
         again.conditioner(BATCH)
 
 
+def test_words_can_be_had_from_a_folder(bert, tmp_path):
+    condition = replace(TOLD["text"], tokenizer=str(tmp_path / "nowhere"), vocabulary=13, merges=())
+    model, path = told_model(condition), tmp_path / "model.ckpt"
+    save_compvis(model, path)
+    again = load_compvis(path, model.denoiser.config, condition=condition, encoder=bert)
+    assert again.conditioner.config == replace(condition, tokenizer=bert)
+    assert again.conditioner(BATCH).context.shape == (2, 9, condition.width)
+    with pytest.raises(InputError, match=r"^encoder: nowhere is no folder"):
+        load_compvis(path, model.denoiser.config, condition=condition, encoder="nowhere")
+    save_compvis(model := told_model(TOLD["hole"]), path)
+    with pytest.raises(InputError, match=r"^encoder: .*model.ckpt reads no captions"):
+        load_compvis(path, model.denoiser.config, condition=TOLD["hole"], encoder=bert)
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> str:
     transformers = pytest.importorskip("transformers")
@@ -282,6 +300,8 @@ def test_stable_diffusions_encoder_is_its_own_where_the_file_has_no_other(clip, 
     torch.save({"state_dict": state | old}, path)
     again = load_compvis(path, model.denoiser.config, condition=condition)
     assert again.conditioner.config == condition
+    elsewhere = replace(condition, encoder="openai/clip-vit-large-patch14")
+    assert load_compvis(path, model.denoiser.config, condition=elsewhere, encoder=clip).conditioner.config == condition
     context = model.conditioner(BATCH).context
     assert torch.equal(again.conditioner(BATCH).context, context)
 

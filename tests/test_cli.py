@@ -21,7 +21,7 @@ from ldm_lite.data import scenes
 from ldm_lite.latent import LatentDiffusion, restored, store
 from ldm_lite.losses import LossConfig
 from ldm_lite.presets import PRESETS, AutoencoderRecipe, DataConfig, DiffusionRecipe, begin
-from ldm_lite.training import TrainConfig
+from ldm_lite.training import AutoencoderTask, TrainConfig
 from ldm_lite.unet import UNetConfig
 
 STAGE = AutoencoderRecipe(
@@ -335,7 +335,9 @@ def test_convert_names_what_differs_from_the_original_that_was_expected(here, or
         capsys, "convert", original[0], "x", "--expect", "nothing"
     )
     assert not (here / "x").exists()
-    assert "leave --expect and --scale out" in refused(capsys, "convert", "scenes-features", "x", "--scale", "2")
+    assert "leave --expect, --scale and --encoder out" in refused(
+        capsys, "convert", "scenes-features", "x", "--scale", "2"
+    )
     (here / "text.ckpt").write_text("no weights")
     assert "text.ckpt: " in refused(capsys, "convert", "text.ckpt", "x")
 
@@ -531,10 +533,23 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(here, model, cap
     assert "file" in refused(capsys, "sample", model, "-o", "file/out.png")
 
 
+@pytest.mark.parametrize("more", [[], ["--restart"]])
+def test_two_commands_do_not_run_into_one_folder(here, monkeypatch, capsys, more):
+    plain, second = AutoencoderTask.step, []
+
+    def step(self, batch, now):
+        if now == 1:
+            second.append(cli.main(["train", "tiny-kl2", "--steps", "3", *more]))
+        return plain(self, batch, now)
+
+    monkeypatch.setattr(AutoencoderTask, "step", step)
+    assert cli.main(["train", "tiny-kl2", "--steps", "3"]) == 0 and second == [2]
+    assert "tiny-kl2: another command is at work in it; wait for it, or choose another --out" in capsys.readouterr().err
+    assert cli.main(["train", "tiny-kl2", "--steps", "3"]) == 0
+
+
 def test_an_interrupted_run_is_resumed_by_the_same_command(here, monkeypatch, capsys):
     import signal
-
-    from ldm_lite.training import AutoencoderTask
 
     plain = AutoencoderTask.step
 

@@ -138,6 +138,16 @@ def test_a_step_is_clipped_adamw():
     torch.testing.assert_close(module.state_dict(), same.state_dict())
 
 
+def test_without_a_limit_a_step_is_adamw_alone():
+    module, same = nn.Linear(5, 2), nn.Linear(5, 2)
+    same.load_state_dict(module.state_dict())
+    numbers = descents(module, replace(PLAIN, clip=0.0))
+    assert min(step["grad"] for step in numbers) > 1e-3
+    descents(same, replace(PLAIN, clip=1e9))
+    assert module.state_dict().keys() == same.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), same.state_dict().values()))
+
+
 @pytest.mark.parametrize("accumulate", [2, 3])
 def test_accumulated_parts_are_one_large_batch(accumulate):
     module, same = nn.Linear(5, 2), nn.Linear(5, 2)
@@ -659,6 +669,7 @@ def test_kernels_are_tried_in_a_run_alone(before, tmp_path, monkeypatch):
 
 def test_it_compiles_where_it_is_asked_to_and_else_for_long_runs_on_a_gpu(monkeypatch):
     monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: "triton")
+    monkeypatch.setattr(training.os, "cpu_count", lambda: 8)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for long, short in (
         (TrainConfig(steps=2000), TrainConfig(steps=1999)),
@@ -667,6 +678,10 @@ def test_it_compiles_where_it_is_asked_to_and_else_for_long_runs_on_a_gpu(monkey
         assert [training.compiles(c, d) for c in (long, short) for d in (cpu, cuda)] == [False, True, False, False]
     for asked in (True, False):
         assert all(training.compiles(replace(short, compile=asked), d) is asked for d in (cpu, cuda))
+    monkeypatch.setattr(training.os, "cpu_count", lambda: 2)  # as beside a T4, where to compile takes minutes
+    assert not training.compiles(TrainConfig(minutes=11.9), cuda) and training.compiles(TrainConfig(minutes=12), cuda)
+    assert not training.compiles(TrainConfig(steps=7999), cuda) and training.compiles(TrainConfig(steps=8000), cuda)
+    monkeypatch.setattr(training.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)  # as on Windows
     assert not training.compiles(TrainConfig(steps=2000), cuda)
     assert training.compiles(TrainConfig(steps=2000, compile=True), cuda)
@@ -1064,7 +1079,7 @@ def test_a_disk_so_full_that_no_row_can_be_logged_is_said_in_one_line(tmp_path, 
         ("weight_decay", -0.1),
         ("lr", 0.0),
         ("lr", math.nan),
-        ("clip", 0.0),
+        ("clip", -1.0),
         ("minutes", 0.0),
         ("ema", 1.0),
         ("ema", -0.1),
