@@ -15,7 +15,7 @@ from typing import Any
 from .config import InputError, read, whole, write
 
 # Shares of the budget. The rest draws and encodes the scenes, samples and judges; a little is kept in reserve.
-FIRST_STAGE, DENOISER, REST = 0.36, 0.50, 0.12
+FIRST_STAGE, DENOISER, REST = 0.36, 0.50, 0.14
 
 
 @dataclass(frozen=True)

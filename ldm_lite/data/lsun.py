@@ -179,7 +179,9 @@ def listed(root: Path) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keys.npy"
         done = subprocess.run([sys.executable, "-c", LIST, str(root), str(target)], capture_output=True, text=True)
-        if done.returncode:
-            said = (done.stderr.strip() or f"lmdb ended with {done.returncode}").splitlines()[-1]
+        said = (done.stderr.strip() or f"lmdb ended with {done.returncode}").splitlines()[-1]
+        if done.returncode < 0 or "lmdb." in said:
             raise InputError(f"{root / FILE}: damaged ({said.removeprefix('lmdb.')}); fetch it again")
+        if done.returncode:  # no room for so many keys, in memory or on the disk
+            raise InputError(f"{root / FILE}: its keys cannot be listed ({said})")
         return np.load(target, allow_pickle=False)
