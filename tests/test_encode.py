@@ -298,6 +298,18 @@ def test_ranks_with_other_settings_encode_nothing(here):
     assert not (here / "latents").exists() and not list(here.glob("run*"))
 
 
+def locked_out(folder: Path) -> None:
+    os.chdir(folder)
+    with pytest.raises(InputError, match="run: another command is at work in it; wait for it, or choose another"):
+        runs.train(RECIPE, folder / "run")
+
+
+def test_ranks_do_not_run_into_the_folder_of_another_command(here):
+    with runs.locked(here / "run"):
+        on_two(here, locked_out)
+    assert not list(here.glob("run*"))
+
+
 def measured_by_two(folder: Path) -> None:
     os.chdir(folder)
     import ldm_lite.data.cache as cache

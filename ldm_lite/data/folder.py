@@ -272,7 +272,7 @@ class ImageFolder(Pictures):
         if not self.root.is_dir():
             raise InputError(f"{root}: {'is a file, not a folder' if self.root.exists() else 'no such folder'}")
         self.notes = Notes(self.root) if (self.root / FILE).exists() else None
-        below = self.notes.rows if self.notes else _below(self.root)
+        below = self.notes.rows if self.notes else pictures_below(self.root)
         self.files = sorted(below, key=lambda path: path.relative_to(self.root).parts)
         if not self.files:
             raise InputError(f"no images below {root} ({KINDS})")
@@ -321,7 +321,7 @@ class ImageFolder(Pictures):
         return tuple(names) if len(names) > 1 and all(len(p) > 1 for p in parts) else ()
 
 
-def _below(root: Path) -> Iterator[Path]:
+def pictures_below(root: Path) -> Iterator[Path]:
     """The image files below root; links are followed, each folder is entered once."""
 
     def refused(error: OSError) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, one_or_more
-from .folder import Crop, Pictures, Size, Source, Unreadable, _below, ends, header, some_of
+from .folder import Crop, Pictures, Size, Source, Unreadable, pictures_below, ends, header, some_of
 from .notes import CAPTIONS
 
 
@@ -312,7 +312,7 @@ def tabular(path: str | Path) -> bool:
     root = Path(path)
     if root.suffix.lower() == ".parquet" or any(root.glob("*.parquet")):
         return True
-    return root.is_dir() and any(root.rglob("*.parquet")) and next(_below(root), None) is None
+    return root.is_dir() and any(root.rglob("*.parquet")) and next(pictures_below(root), None) is None
 
 
 def package(source: str) -> Any:

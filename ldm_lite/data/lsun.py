@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..config import InputError, whole
-from .folder import Crop, Pictures, Source, Unreadable, _below, ends, header, some_of
+from .folder import Crop, Pictures, Source, Unreadable, pictures_below, ends, header, some_of
 
 FILE = "data.mdb"
 WHERE = "http://dl.yf.io/lsun/scenes/"
@@ -117,7 +117,7 @@ def named(path: str | Path) -> bool:
     root = Path(path)
     if not root.name.endswith("_lmdb"):
         return False
-    return next(_below(root), None) is None if root.is_dir() else not root.exists()
+    return next(pictures_below(root), None) is None if root.is_dir() else not root.exists()
 
 
 def package(root: Path) -> Any:
