@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, one_or_more
-from .folder import Crop, Pictures, Size, Source, Unreadable, pictures_below, ends, header, some_of
+from .folder import Crop, Pictures, Size, Source, Unreadable, ends, header, pictures_below, some_of
 from .notes import CAPTIONS
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..config import InputError, whole
-from .folder import Crop, Pictures, Source, Unreadable, pictures_below, ends, header, some_of
+from .folder import Crop, Pictures, Source, Unreadable, ends, header, pictures_below, some_of
 
 FILE = "data.mdb"
 WHERE = "http://dl.yf.io/lsun/scenes/"
