@@ -380,6 +380,8 @@ def load_compvis(
         if unet_config is not None and not unet:
             raise InputError(f"{path}: holds no denoiser, and {expect} has one; --part first_stage reads what is there")
         part = "model" if inside and unet else "denoiser" if unet else "first_stage"
+    if encoder and part != "model":
+        raise InputError(f"encoder: a {part.replace('_', ' ')} reads no captions; leave it out")
     if part == "denoiser":
         return _compvis_denoiser(state, unet_config, ema, path).eval()
     stage = _compvis_first_stage(state, stage_config, path)

@@ -691,6 +691,10 @@ class EvaluateConfig:
     steps: int = 30  # with fid, of a model of the paper's: as published, and guidance, sampler, grid and eta too
     guidance: float = 2.0
     data: str = ""  # scenes, a folder of images, Parquet files, hub:owner/name; a run's own where it is left out
+    # of data: its columns, as for train (--data.image_key …)
+    image_key: str | None = None
+    label_key: str | None = None
+    caption_key: str | None = None
     size: int = 0  # pixels; 0 is the size that the model was trained at
     seed: int = 0
     fid: int = 0  # instead of all that: so many samples against the whole training set, by the papers' protocol
@@ -725,7 +729,7 @@ def evaluated(arguments: list[str]) -> None:
     from .conditioners import Labels, Unconditional
     from .features import ObjectFinder, SceneReader
     from .latent import LatentDiffusion, restored
-    from .presets import dataset, told_images
+    from .presets import COLUMNS, dataset, told_images
     from .training import device
 
     about = "Reconstruction of held-out images, and how far samples show what they were told to. MODEL: a run's "
@@ -736,7 +740,8 @@ def evaluated(arguments: list[str]) -> None:
     name = trained(names[0])
     model = restored(name).to(device())
     path = "scenes" if isinstance(model, (SceneReader, ObjectFinder)) else settings.data
-    data = data_of(name, path, settings.size or trained_size(name))
+    columns = {key: getattr(settings, key) for key in COLUMNS}
+    data = data_of(name, path, settings.size or trained_size(name), columns)
     whole = isinstance(model, LatentDiffusion)
     if settings.fid:
         given = {argument.partition("=")[0].removeprefix("--") for argument in rest}
@@ -794,7 +799,7 @@ def run_of(name: str) -> Path | None:
     return next((p for p in places if any((p / mark).is_file() for mark in ("run.json", "demo.json"))), None)
 
 
-def data_of(name: str, path: str, size: int) -> Any:
+def data_of(name: str, path: str, size: int, columns: dict[str, str | None]) -> Any:
     """The pictures that a model is judged by: those at `path`, else those that it learned from, not mirrored or zoomed.
 
     InputError where it is not known which they were."""
@@ -814,7 +819,7 @@ def data_of(name: str, path: str, size: int) -> Any:
         path = "scenes"
     if not path:
         raise InputError(f"data: {name} does not say what it learned from; give --data (a folder of images, or scenes)")
-    return DataConfig(path, size)
+    return DataConfig(path, size, **columns)
 
 
 def kept(name: str) -> Path:

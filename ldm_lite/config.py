@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import os
+import time
 import types
 import typing
 from collections.abc import Mapping
@@ -191,11 +192,13 @@ class whole:
 
 
 def swept(folder: str | Path) -> None:
-    """Deletes what `whole` left in a folder when it was killed: the temporary files of processes that are gone."""
+    """Deletes what `whole` left in a folder when it was killed: temporary files of processes that are gone, an hour
+    after they were last written, since other machines may share the folder. What may not be deleted stays."""
     for left in Path(folder).glob(".*.tmp"):
-        number = left.name.split(".")[-2]
-        if number.isdecimal() and not _runs(int(number)):
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            number, old = left.name.split(".")[-2], time.time() - left.stat().st_mtime > 3600
+            if old and number.isdecimal() and not _runs(int(number)):
+                left.unlink()
 
 
 def _runs(process: int) -> bool:

@@ -31,12 +31,20 @@ class DemoConfig:
 def run(config: DemoConfig, out: Path) -> int:
     """Fills `out`: reconstructions.png, samples.png, loss.png, metrics.json, report.html, model/. Returns 0."""
     from . import runs
+    from .training import device
+
+    if config.minutes is None:
+        config = replace(config, minutes=1.0 if device().type == "cuda" else 10.0)
+    with runs.locked(out):
+        return learned(config, out)
+
+
+def learned(config: DemoConfig, out: Path) -> int:
+    from . import runs
     from .presets import PRESETS
     from .training import device
 
     began = time.monotonic()
-    if config.minutes is None:
-        config = replace(config, minutes=1.0 if device().type == "cuda" else 10.0)
     claim(config, out)
     if (out / "report.html").is_file():
         print(f"{out} is finished: open {out / 'report.html'}; --restart learns it anew")

@@ -78,7 +78,7 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
 
     columns = {name: value for name in COLUMNS if (value := getattr(config, name)) is not None}
     if columns and not config.path.startswith("hub:") and not data.hub.tabular(config.path):
-        raise InputError(f"{min(columns)}: {config.path} has no columns; leave --data.{min(columns)} out")
+        raise InputError(f"{min(columns)}: {config.path} has no columns; leave it out")
     if config.zoom > 1 and split == "train":
         if untrue := {"boxes", "segmentation", "caption"} & set(keys):
             raise InputError(f"zoom: of a part of a picture its {min(untrue)} would not be true; leave --data.zoom out")
@@ -126,7 +126,11 @@ def streamed(config: DataConfig, split: str, settings: dict[str, Any], columns: 
         images = data.known(config.path, split, streaming=True, **settings)
         return images if split == "train" else images.take(HELD_OUT)
     source = config.path.removeprefix("hub:")
-    if source == config.path and Path(source).suffix != ".parquet" and not any(Path(source).glob("**/*.parquet")):
+    if (
+        source == config.path
+        and Path(source).suffix.lower() != ".parquet"
+        and not any(Path(source).glob("**/*.parquet"))
+    ):
         raise InputError(f"stream: {config.path} is neither on the hub nor Parquet; leave --data.stream out")
     own, theirs = theirs_of(source, split)
     images = data.HubImages(source, theirs, streaming=True, **settings, **columns)
@@ -143,7 +147,7 @@ def theirs_of(source: str, split: str) -> tuple[bool, str]:
     from . import data
 
     names = data.hub.splits(source)
-    own = split in names and (split != "train" or "validation" in names)
+    own = split in names and len(names) > 1 and (split != "train" or "validation" in names)
     return own, split if own else names[0] if len(names) == 1 else "train"
 
 

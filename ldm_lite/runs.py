@@ -40,6 +40,7 @@ from .latent import LatentDiffusion, mix, restored
 from .losses import LPIPS
 from .metrics import fid, high_frequency, psnr, ssim
 from .presets import (
+    COLUMNS,
     FIRST_STAGES,
     PRESETS,
     AutoencoderRecipe,
@@ -108,7 +109,7 @@ def locked(out: Path) -> Iterator[None]:
     """Inside, no other command of this machine runs into `out`. InputError where one does."""
     from filelock import FileLock, Timeout
 
-    name = hashlib.sha256(os.fsencode(out.absolute())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(os.path.normcase(os.path.realpath(out)))).hexdigest()[:16]
     lock = FileLock(Path(tempfile.gettempdir()) / f"ldm_lite-{name}.lock")
     try:
         with suppress(PermissionError):  # another user's: then `out` may not be written either
@@ -187,13 +188,9 @@ def train_denoiser(recipe: DiffusionRecipe, out: Path, command: str = "") -> Pat
         settings = {"also": model.conditioner.encodes, "spread": recipe.spread, "epochs": epochs(recipe.condition)}
         settings |= {"progress": processes.rank() == 0, "strict": bool(recipe.latents), "workers": recipe.train.workers}
         with skipping(images, out):
-            images = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
-        if recipe.data.strict and images.skipped:
-            raise InputError(
-                f"{images.skipped[0]}: is not among the latents, as it could not be decoded, nor are "
-                f"{len(images.skipped) - 1} others; remove them, or do without --data.strict"
-            )
-        images = Balanced(images, recipe.balance) if recipe.balance else images
+            latents = cache_latents(stage, images, recipe.latents or out / "latents", **settings)
+        processes.alone(without, latents.lost, recipe.data.strict, images, out)
+        images = Balanced(latents, recipe.balance) if recipe.balance else latents
     task = DiffusionTask(model, recipe.train, recipe.dropout)
     with skipping(images, out):
         fit(task, images, recipe.train, out, about(recipe) | weights)
@@ -345,8 +342,11 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
                 print(f"{name} comes first: training it in {beside}{fetch}", flush=True)
             command = ["ldm-lite", "train", name]
             if recipe.data.path != own.path:
+                columns = {name: value for name in COLUMNS if (value := getattr(recipe.data, name)) is not None}
+                theirs = dataclasses.replace(preset.data, path=recipe.data.path, **columns)
+                preset = dataclasses.replace(preset, data=theirs)
                 command += ["--data", recipe.data.path]
-                preset = dataclasses.replace(preset, data=dataclasses.replace(preset.data, path=recipe.data.path))
+                command += [word for pair in columns.items() for word in (f"--data.{pair[0]}", pair[1])]
             if preset.data.size < own.size:
                 command += ["--data.size", str(preset.data.size)]
             train_first_stage(preset, beside, shlex.join(command))
@@ -395,14 +395,26 @@ def skipping(images: Any, out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        list_skipped(images, out)
+        list_skipped(getattr(images, "skipped", []), out)
         raise
-    list_skipped(images, out)
+    list_skipped(getattr(images, "skipped", []), out)
 
 
-def list_skipped(images: Any, out: Path) -> None:
+def without(lost: Sequence[str], strict: bool, images: Any, out: Path) -> None:
+    """Lists what latents lack that others may have encoded, unless it is known. InputError where strict."""
+    if lost and strict:
+        others = f", nor are {len(lost) - 1} others" if len(lost) > 1 else ""
+        raise InputError(
+            f"{lost[0]}: is not among the latents, as it could not be decoded{others}; "
+            f"remove {'them' if others else 'it'}, or do without --data.strict"
+        )
+    if not getattr(images, "skipped", []):
+        list_skipped(lost, out)
+
+
+def list_skipped(names: Sequence[str], out: Path) -> None:
     held = skipped(out)
-    if new := [name for name in getattr(images, "skipped", []) if name not in held]:
+    if new := [name for name in names if name not in held]:
         out.mkdir(parents=True, exist_ok=True)
         with open(out / SKIPPED, "a", encoding="utf-8", errors="surrogateescape") as file:  # each rank adds its own
             file.write("".join(f"{name}\n" for name in new))

@@ -74,7 +74,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_or_more(steps=self.steps, batch=self.batch, accumulate=self.accumulate, save_every=self.save_every)
         for name in ("warmup", "sample_every", "workers", "weight_decay", "save_minutes", "memory", "clip"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
         if not self.lr > 0:
             raise InputError(f"lr: {self.lr} is not above 0")
@@ -934,6 +934,8 @@ def claimed(out: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
             if "train.batch" in changed and before and before % world == 0:
                 hint = f"; with {world} processes, --train.batch {before // world} goes on with it" if world > 1 else ""
                 hint = hint or f" (it learned from {before} images a step)"
+            elif len(changed) == 1 and (name := changed[0].removeprefix("train.")) in there["train"]:
+                hint = f" (it began with --train.{name} {there['train'][name]})"
             raise InputError(
                 f"{out}: holds another run ({', '.join(changed)} differ{hint}); choose another --out or --restart"
             )
@@ -1018,7 +1020,7 @@ def logged(out: str | Path) -> list[dict[str, str]]:
     rows = [row for row in rows if None not in row.values() and None not in row]
     try:
         for row in rows:
-            int(row["step"]), *map(float, filter(None, row.values()))
+            int(row["step"]), float(row["seconds"]), float(row["loss"]), *map(float, filter(None, row.values()))
     except (KeyError, ValueError):
         raise InputError(f"{path}: is no log of a run; delete it, and the run goes on without") from None
     return rows

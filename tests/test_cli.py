@@ -1,11 +1,13 @@
 """The command line: what it does, and that a mistake is one line, exit status 2, and nothing overwritten."""
 
+import io
 import json
 import math
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -16,7 +18,7 @@ from ldm_lite import cli, runs
 from ldm_lite.autoencoder import Autoencoder, AutoencoderConfig
 from ldm_lite.budget import budget
 from ldm_lite.checkpoints import save_compvis
-from ldm_lite.config import to_dict, write
+from ldm_lite.config import InputError, to_dict, write
 from ldm_lite.data import scenes
 from ldm_lite.latent import LatentDiffusion, restored, store
 from ldm_lite.losses import LossConfig
@@ -86,6 +88,33 @@ def test_training_a_denoiser_trains_its_first_stage_first_and_leaves_weights_wit
     assert {"psnr", "psnr_without_texture", "validation_loss", "label_read_back"} <= numbers.keys()
     assert (whole / "samples.png").is_file() and (stage / "reconstructions.png").is_file()
     assert 0 < float(LatentDiffusion.load(whole).first_stage.scale) != 1
+
+
+def test_a_first_stage_that_is_trained_first_reads_the_same_columns(here, capsys):
+    datasets = pytest.importorskip("datasets")
+    held = []
+    for i in range(9):
+        file = io.BytesIO()
+        Image.new("RGB", (17, 19), (25 * i, 90, 200)).save(file, "png")
+        held.append({"bytes": file.getvalue(), "path": None})
+    kinds = datasets.Features({"left": datasets.Image(), "right": datasets.Image()})
+    datasets.Dataset.from_dict({"left": held, "right": held}, features=kinds).to_parquet("two.parquet")
+    line = ["train", "tiny-ldm2", "--data", "two.parquet", "--labels", "--model.vector", "0"]
+    assert cli.main(line) == 2 and "in left, right; choose one as image_key" in capsys.readouterr().err
+    assert cli.main([*line, "--data.image_key", "right"]) == 0
+    card = (here / "runs/tiny-kl2/model/card.md").read_text()
+    assert "`ldm-lite train tiny-kl2 --data two.parquet --data.image_key right`" in card
+
+
+def test_a_run_is_one_wherever_its_folder_is_reached_from(here):
+    (here / "runs/mine").mkdir(parents=True)
+    (here / "link").symlink_to(here / "runs/mine")
+    with runs.locked(here / "runs/mine"):
+        for other in (Path("link"), Path("runs/../runs/mine")):
+            with pytest.raises(InputError, match="another command is at work in it"), runs.locked(other):
+                pass
+    with runs.locked(Path("link")):
+        pass
 
 
 def test_the_latent_scale_gives_unit_variance_on_held_out_scenes(here):
@@ -645,7 +674,9 @@ def test_status_says_how_far_a_run_is_at_what_rate_and_how_long_it_takes(here, c
     assert runs.status(here / "runs/young")[0].endswith(f"loss {11 / 18:.4f}, as a mean of the last 3 steps")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00words\n\x9c\n", b"step,loss,seconds\nnone,1,2\n", b"loss\n0.5\n"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00words\n\x9c\n", b"step,loss,seconds\nnone,1,2\n", b"loss\n0.5\n", b"step,loss\n1,0.5\n"]
+)
 def test_a_log_that_is_none_is_named(here, capsys, content):
     under_way(here / "runs/mine", 3)
     (here / "runs/mine/log.csv").write_bytes(content)

@@ -632,11 +632,14 @@ def test_a_folder_in_the_layout_of_the_hub_is_parquet_unless_it_has_pictures(dat
     assert len(dataset(DataConfig(str(mine), 8))) == 1
 
 
-def test_of_a_dataset_with_one_split_of_any_name_every_twentieth_row_is_held_out(datasets, tmp_path):
-    path = str(repository(tmp_path / "mine", test=41))
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_of_a_dataset_with_one_split_of_any_name_every_twentieth_row_is_held_out(datasets, tmp_path, name):
+    path = str(repository(tmp_path / "mine", **{name: 41}))
     train, held_out = (captions(dataset(DataConfig(path, 8), split)) for split in ("train", "validation"))
-    assert held_out == ["test 19", "test 39"] and train == [f"test {i}" for i in range(41) if i % 20 != 19]
-    assert len({item["caption"] for item in dataset(DataConfig(path, 8, stream=True)).flow(epochs=1)}) > 30
+    assert held_out == [f"{name} 19", f"{name} 39"] and train == [f"{name} {i}" for i in range(41) if i % 20 != 19]
+    stream = DataConfig(path, 8, stream=True)
+    learned = {item["caption"] for item in dataset(stream).flow(epochs=1)}
+    assert 30 < len(learned) < 41 and not learned & set(captions(dataset(stream, "validation")))
 
 
 def test_the_columns_of_a_recipes_data_can_be_named(datasets, tmp_path):
@@ -651,7 +654,7 @@ def test_the_columns_of_a_recipes_data_can_be_named(datasets, tmp_path):
     assert torch.equal(named[0]["image"], other[2]["image"])
     stream = next(iter(dataset(DataConfig(two, 11, stream=True, image_key="right", caption_key="said"))))
     assert stream["caption"] == "a" and set(stream) == {"image", "caption"}
-    with pytest.raises(InputError, match=r"^image_key: scenes has no columns; leave --data\.image_key out"):
+    with pytest.raises(InputError, match=r"^image_key: scenes has no columns; leave it out$"):
         dataset(DataConfig("scenes", 16, image_key="left"))
 
 
@@ -671,6 +674,20 @@ def test_a_label_beyond_the_classes_is_told(datasets, tmp_path, streaming):
     pq.write_table(held, path)
     with pytest.raises(InputError, match=r"mine\.parquet: label 2 is beyond its 2 classes$"):
         list(HubImages(path, size=11, streaming=streaming).stream())
+
+
+def test_what_was_only_met_on_the_way_is_not_the_reason(files, monkeypatch):
+    import datasets
+
+    def unreachable(*_, **__):
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", "/home/me/.netrc")
+        except PermissionError:
+            raise ConnectionError("no route")  # noqa: B904
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(InputError, match=r"^owner/name: cannot be loaded from the hub \(no route\)"):
+        HubImages("owner/name", size=7)
 
 
 def test_a_disk_that_is_full_is_not_taken_for_a_broken_file(files, monkeypatch):
@@ -864,7 +881,7 @@ def test_columns_that_are_missing_or_ambiguous_are_named(hub, datasets, tmp_path
         HubImages(none, size=11)
     cells = rows_of(1)["image"]
     two = table(tmp_path / "two.parquet", {"left": cells, "right": cells})
-    with pytest.raises(InputError, match=r"images are in left, right; choose one as image_key \(--data\.image_key\)$"):
+    with pytest.raises(InputError, match=r"images are in left, right; choose one as image_key$"):
         HubImages(two, size=11)
     assert len(HubImages(two, size=11, image_key="right")) == 1
     mask = table(tmp_path / "mask.parquet", {"mask": rows_of(1, 3)["image"], "image": cells})

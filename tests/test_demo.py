@@ -78,6 +78,19 @@ def test_a_demo_with_other_settings_is_refused(small, capsys):
     assert "holds a demo with" in capsys.readouterr().err
 
 
+def test_a_demo_that_goes_on_is_not_emptied_by_another(small, monkeypatch, capsys):
+    plain, said = DiffusionTask.step, []
+
+    def step(self, batch, number):
+        if number == 3:
+            said.append(cli.main([*LINE, "--restart"]))
+        return plain(self, batch, number)
+
+    monkeypatch.setattr(DiffusionTask, "step", step)
+    assert cli.main(LINE) == 0 and said == [2]
+    assert "demo: another command is at work in it" in capsys.readouterr().err
+
+
 def test_an_interrupted_demo_goes_on_where_it_was(small, monkeypatch, capsys):
     plain, asked = DiffusionTask.step, []
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -169,10 +170,24 @@ def test_what_a_kill_left_is_removed_and_what_is_being_written_stays(here):
     ended = subprocess.Popen(["true"])
     ended.wait()
     left, written = (here / f"latents/.00001.safetensors.{k}.tmp" for k in (ended.pid, os.getppid()))
-    left.touch()
-    written.touch()
+    recent = here / f"latents/.00002.safetensors.{ended.pid}.tmp"  # it may be another machine's
+    for path, age in ((left, 7200), (written, 7200), (recent, 0)):
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
     assert cli.main(LINE) == 0
-    assert not left.exists() and written.exists()
+    assert not left.exists() and written.exists() and recent.exists()
+
+
+def test_latents_of_an_older_version_are_said_to_be(here, capsys):
+    assert cli.main(LINE) == 0
+    for path in (here / "latents").iterdir():
+        held = load_file(path)
+        save_file(held, path, {"key": "older", "words": "{}"})
+    before = files(here / "latents")
+    for line in (LINE, ["train", "mine-ldm", "--latents", "latents"]):
+        said = refused(capsys, *line)
+        assert said.endswith("latents: holds latents of an older version; delete its files and encode again")
+    assert files(here / "latents") == before
 
 
 @pytest.mark.parametrize("other", ["first stage", "flip", "pictures"])
@@ -236,7 +251,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_listed(here, capsys):
     assert (here / "runs/mine-ldm/skipped.txt").read_text() == "mine/07.png\n"
     capsys.readouterr()
     said = refused(capsys, "train", "mine-ldm", "--latents", "latents", "--data.strict", "True", "--out", "runs/other")
-    assert "mine/07.png: is not among the latents, as it could not be decoded" in said
+    assert "mine/07.png: is not among the latents, as it could not be decoded; remove it, or do without" in said
 
 
 def test_a_folder_of_something_else_is_refused_and_so_are_settings_of_a_folder_for_a_file(here, capsys):

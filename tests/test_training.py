@@ -993,6 +993,15 @@ def test_a_run_that_no_longer_fits_into_memory_goes_on_as_it_is_advised(tmp_path
     assert steps_logged(tmp_path) == list(range(1, 9))
 
 
+def test_with_what_a_run_began_is_said_where_one_setting_differs(tmp_path):
+    write(tmp_path / "run.json", {"about": {}, "train": to_dict(replace(TRAIN, clip=1.5))})
+    (tmp_path / "log.csv").write_text("step\n1\n")
+    with bad(r"\(train.clip differ \(it began with --train.clip 1.5\)\); choose another", tmp_path):
+        training.claimed(tmp_path, TRAIN, {})
+    with bad(r"\(train.clip, train.lr differ\); choose another", tmp_path):
+        training.claimed(tmp_path, replace(TRAIN, lr=0.5), {})
+
+
 def test_other_workers_for_a_stream_are_another_run(tmp_path):
     about = {"data": DataConfig(stream=True)}
     (tmp_path / "log.csv").write_text("step\n1\n")
@@ -1080,6 +1089,7 @@ def test_a_disk_so_full_that_no_row_can_be_logged_is_said_in_one_line(tmp_path, 
         ("lr", 0.0),
         ("lr", math.nan),
         ("clip", -1.0),
+        ("clip", math.nan),
         ("minutes", 0.0),
         ("ema", 1.0),
         ("ema", -0.1),

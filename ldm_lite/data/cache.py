@@ -60,7 +60,7 @@ class Latents(Dataset):
 
 class Shards(Latents):
     """Latents in the files of a folder, which are mapped and not read: a batch costs its own rows, and nothing is held
-    in memory but what the system keeps of the files. skipped: the pictures that could not be decoded for them."""
+    in memory but what the system keeps of the files. lost: the pictures that could not be decoded for them."""
 
     def __init__(self, paths: Sequence[Path], key: str, label_names: Sequence[str] = (), turns: int = 1):
         self.paths, self.key, self.label_names, self.turns = list(paths), key, tuple(label_names), turns
@@ -71,7 +71,7 @@ class Shards(Latents):
         if len(self.shards) < len(self.paths):
             raise InputError(f"{self.paths[0].parent}: its latents have changed while they were in use; start again")
         self.ends = np.cumsum([len(shard["z"]) for shard in self.shards])
-        self.skipped = sorted({name for path in self.paths for name in json.loads(about(path)["skipped"])})
+        self.lost = sorted({name for path in self.paths for name in json.loads(about(path)["skipped"])})
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("shards", "ends")}  # a worker maps them itself
@@ -191,13 +191,15 @@ def cache_latents(
         with _bar(n, progress) as bar:
             return Latents(_encoded(first_stage, both, range(n), bar, *settings), names, len(both))
     key = _key(first_stage, dataset, sample, epochs, also, spread, len(both))
-    if processes.rank() == 0:
-        swept(folder)
     processes.agreed(key, f"{folder}: the latents")
     if strict:
         latents_alone(folder)
-        if any(about(path).get("key", key) != key for path in Path(folder).glob("[0-9]*.safetensors")):
+        there = [about(path) for path in Path(folder).glob("[0-9]*.safetensors")]
+        if any("key" in found and "name" not in found for found in there):
+            raise InputError(f"{folder}: holds latents of an older version; delete its files and encode again")
+        if any(found.get("key", key) != key for found in there):
             raise others(folder)
+    processes.alone(swept, folder)
     firsts = range(0, n, SHARD)
     paths = [Path(folder) / f"{k:05d}.safetensors" for k in range(len(firsts))]
     todo = [k for k in range(processes.rank(), len(paths), processes.count()) if _read(paths[k], key) is None]

@@ -164,8 +164,9 @@ class HubImages(Pictures):
         if workers > self.files(world):
             files = getattr(self.data, "n_shards", 1)
             return InputError(f"{self.source}: {files} files for {world} processes of {workers} workers: too few")
-        fewer = "" if world == 1 else f" for each of {world} processes; start fewer"
-        return InputError(f"{self.source}: the stream has no picture{fewer}")
+        several = f" for each of {world} processes" if world > 1 else ""
+        several += f" of {workers} workers" if workers > 1 else ""
+        return InputError(f"{self.source}: the stream has no picture{several}{'; start fewer' if several else ''}")
 
     def files(self, world: int = 1) -> int:
         """Of how many files a rank reads a stream: no more workers have something to do."""
@@ -340,7 +341,7 @@ def address(source: str, split: str, revision: str | None = None) -> dict[str, A
             raise InputError(f"no Parquet files below {source}; a folder of pictures is for ImageFolder")
         plain = glob.escape(source)  # brackets in a name are no pattern
         return {"path": source} if plain == source else {"path": "parquet", "data_dir": plain}
-    if path.suffix == ".parquet" or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+    if path.suffix.lower() == ".parquet" or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
         raise InputError(f"{source}: no such file or folder")
     return {"path": source, "revision": revision}
 
@@ -355,7 +356,7 @@ def failure(source: str, error: Exception) -> InputError:
         return InputError(f"split: {source}: {reason}")
     if (refused := _refused(error)) is not None:
         place = str(refused.filename or "the folder for what `datasets` keeps")
-        if place.startswith(os.path.abspath(source)):
+        if Path(place).resolve().is_relative_to(Path(source).resolve()):
             return InputError(f"{place}: cannot be read ({refused.strerror})")
         return InputError(f"{place}: cannot be written ({refused.strerror}); HF_HOME names another folder for it")
     if os.path.exists(source):
@@ -368,9 +369,12 @@ def failure(source: str, error: Exception) -> InputError:
 
 def _refused(error: BaseException | None) -> OSError | None:
     """What the system refused to write, of all that led to an error."""
+    full, caused = (errno.ENOSPC, errno.EDQUOT, errno.EROFS), True
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        barred = caused and getattr(error, "filename", None) and getattr(error, "errno", None) == errno.EACCES
+        if isinstance(error, OSError) and (error.errno in full or barred):
             return error
+        caused = error.__cause__ is not None  # what it was only met beside may have been given up without harm
         error = error.__cause__ or error.__context__
     return None
 
@@ -417,7 +421,7 @@ def _image_column(columns: dict[str, Any], source: str) -> str:
         return "image" if "image" in pictures else pictures[0]
     if not pictures:
         raise InputError(f"{source}: no column holds images; it has {', '.join(columns)}")
-    raise InputError(f"{source}: images are in {', '.join(pictures)}; choose one as image_key (--data.image_key)")
+    raise InputError(f"{source}: images are in {', '.join(pictures)}; choose one as image_key")
 
 
 def _label_column(columns: dict[str, Any]) -> str | None:

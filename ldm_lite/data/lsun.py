@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -161,6 +162,7 @@ def opened(root: Path) -> Any:
     return OPEN[root]
 
 
+CUT_SHORT = getattr(signal, "SIGBUS", signal.SIGSEGV)  # a page that is not there; unknown to Windows
 LIST = """
 import sys, lmdb, numpy
 root, target = sys.argv[1:]
@@ -178,10 +180,11 @@ def listed(root: Path) -> np.ndarray:
     opened(root)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "keys.npy"
-        done = subprocess.run([sys.executable, "-c", LIST, str(root), str(target)], capture_output=True, text=True)
+        line = [sys.executable, "-P", "-c", LIST, str(root), str(target)]
+        done = subprocess.run(line, capture_output=True, text=True)
         said = (done.stderr.strip() or f"lmdb ended with {done.returncode}").splitlines()[-1]
-        if done.returncode < 0 or "lmdb." in said:
+        if -done.returncode in (signal.SIGABRT, signal.SIGSEGV, CUT_SHORT) or said.startswith("lmdb."):
             raise InputError(f"{root / FILE}: damaged ({said.removeprefix('lmdb.')}); fetch it again")
-        if done.returncode:  # no room for so many keys, in memory or on the disk
+        if done.returncode:  # no room for so many keys, in memory (-9) or on the disk
             raise InputError(f"{root / FILE}: its keys cannot be listed ({said})")
         return np.load(target, allow_pickle=False)
