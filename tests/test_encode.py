@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,6 +177,35 @@ def test_what_a_kill_left_is_removed_and_what_is_being_written_stays(here):
         os.utime(path, (time.time() - age,) * 2)
     assert cli.main(LINE) == 0
     assert not left.exists() and written.exists() and recent.exists()
+
+
+SLOW = """
+import pathlib, sys, time
+from ldm_lite import cli
+from ldm_lite.data.folder import ImageFolder
+plain = ImageFolder.draw
+def draw(self, row, epoch):
+    if row == 15:
+        pathlib.Path("begun").touch()
+        time.sleep(600)
+    return plain(self, row, epoch)
+ImageFolder.draw = draw
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_job_that_is_ended_with_its_workers_says_one_line(here):
+    """A batch system sends SIGTERM to all processes of a job."""
+    line = [sys.executable, "-c", SLOW, *LINE, "--workers", "2", "--batch", "4"]
+    job = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (here / "begun").exists():
+        assert job.poll() is None
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTERM)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 130 and "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "ldm-lite: stopped; the same command goes on from what is there"
+    assert not list((here / "latents").glob(".*"))
 
 
 def test_latents_of_an_older_version_are_said_to_be(here, capsys):
