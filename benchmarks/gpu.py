@@ -3,9 +3,9 @@
 The same weights for both, cached latents of 64 x 64 x 3, bf16 autocast over fp32 weights, channels last, fused AdamW,
 cuDNN free to try its kernels; eager and under torch.compile. train: images a second of optimiser steps on batches of
 48, the paper's. sample: DDIM steps a second times the batch of 16, no gradients. task: a step of `ldm-lite train`,
-which also clips, averages the weights and waits for its numbers. pictures: our whole model alone, 48 pictures of 256 x
-256 at once, 20 DDIM steps and the decoder's work. Each is the median of repeats within SECONDS (20), after a warm-up,
-and has a process of its own: they compile side by side, and are then measured one after the other.
+which also measures the gradient's norm, averages the weights and waits. pictures: our whole model alone, 48 pictures of
+256 x 256 at once, 20 DDIM steps and the decoder's work. Each is the median of repeats within SECONDS (20), after a
+warm-up, and has a process of its own: they compile side by side, and are then measured one after the other.
 At last the largest batch that a training step of ours, averages and optimiser included, takes through the card in
 15 GiB.
 
@@ -157,7 +157,7 @@ def whole(place: Place) -> tuple[list[nn.Module], Callable[[], object]]:
 
 def tasked(place: Place) -> tuple[list[nn.Module], Callable[[], object]]:
     """The UNet, and a step of the task that ldm-lite train repeats."""
-    task, batch, numbers = learner(place, TrainConfig(batch=place.batch, precision="bf16")), {}, count()
+    task, batch, numbers = learner(place, TrainConfig(batch=place.batch, clip=0.0, precision="bf16")), {}, count()
     batch["z"] = place.latents(place.batch)
     return [task.model.denoiser], lambda: task.step(batch, next(numbers))
 
@@ -197,7 +197,7 @@ def setting() -> None:
 
 def fitting(place: Place, gib: float, most: int = 64) -> int:
     """The largest power of two of images that a training step takes through the card within so much memory."""
-    config = TrainConfig(batch=most, precision="bf16")
+    config = TrainConfig(batch=most, clip=0.0, precision="bf16")
     total = torch.cuda.get_device_properties(place.device).total_memory
     torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
     try:

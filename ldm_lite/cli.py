@@ -1,4 +1,4 @@
-"""ldm-lite train | sample | evaluate | encode | convert | demo. Options are made from the dataclasses by tyro.
+"""The commands, which `ldm-lite --help` lists. Options are made from the dataclasses by tyro.
 
 A mistake in the input is one line and exit status 2, with nothing overwritten."""
 
@@ -307,7 +307,7 @@ def budget(arguments: list[str]) -> None:
     about = "Operations of a run, counted, and hours of one card from its stated rate times an assumed fraction."
     chosen = {name: recipe(name) for name in names or PAPER}
     if names:
-        about += " Also: what ldm-lite train takes for that preset, such as --model.width 128."
+        about += " Also: the preset's settings, as for ldm-lite train, such as --model.width 128."
         ours = flags(BudgetConfig())
         rest, others = picked(replaced(rest, SHORT), [*ours, "--help"])
         for argument in others:
@@ -690,7 +690,7 @@ class EvaluateConfig:
     n: int = 256  # samples that are read back
     steps: int = 30  # with fid, of a model of the paper's: as published, and guidance, sampler, grid and eta too
     guidance: float = 2.0
-    data: str = ""  # scenes, a folder of images, Parquet files, hub:owner/name; a run's own where it is left out
+    data: str = ""  # as for train: scenes, a folder, Parquet, hub:owner/name, …; a run's own where it is left out
     # of data: its columns, as for train (--data.image_key …)
     image_key: str | None = None
     label_key: str | None = None
@@ -886,6 +886,7 @@ class EncodeConfig:
     # of a folder:
     split: Literal["train", "validation"] = "train"
     flip: bool = False  # each image mirrored too
+    count: int | None = None  # only the first so many
     spread: bool = False  # the posterior's standard deviation too, for a recipe with --spread
     batch: int = 64  # images at a time
     workers: int = 0  # processes that prepare images
@@ -896,7 +897,7 @@ class EncodeConfig:
     caption_key: str | None = None
 
     def __post_init__(self) -> None:
-        one_or_more(size=self.size, batch=self.batch)
+        one_or_more(size=self.size, batch=self.batch, count=self.count)
         if self.workers < 0:
             raise InputError(f"workers: {self.workers} is below 0")
         of_folder = [f for f in dataclasses.fields(self) if f.name not in ("size", "output", "picture")]
@@ -919,7 +920,8 @@ def encode(arguments: list[str]) -> None:
     )
     about += "images in the order of the sorted files. To a folder: files of some thousand latents, of what a recipe "
     about += "learns from (DATA as for train: --data), which ldm-lite train PRESET --latents FOLDER takes in place of "
-    about += "encoding, in the scale that a KL first stage without one has on these images (scale.json). The same "
+    about += "encoding, where it crops at the centre and is told neither small pictures nor holes; in the scale that a "
+    about += "KL first stage without one has on these images (scale.json). The same "
     about += "command goes on where it was stopped, and torchrun shares the work."
     names, rest = taken(arguments, "ldm-lite encode", "a model and a folder of images", 2)
     rest = replaced(rest, {"-o": "--output", "--out": "--output"})
@@ -933,7 +935,9 @@ def encode(arguments: list[str]) -> None:
             images: Any = ImageFolder(names[1], size=s.size)
         else:
             columns = {name: getattr(s, name) for name in COLUMNS}
-            images = processes.first(lambda: dataset(DataConfig(names[1], s.size, flip=s.flip, **columns), s.split))
+            images = processes.first(
+                lambda: dataset(DataConfig(names[1], s.size, s.count, flip=s.flip, **columns), s.split)
+            )
         said = to_file(stage, images, s) if single else to_shards(stage, images, s)
         if processes.rank():
             return

@@ -2,7 +2,8 @@
 
 A conditioner gives conditioner(batch) -> Condition and blank(batch) -> the batch with its conditions emptied, so that
 `null = self ∘ blank`: one line defines dropout in training and the other half of guidance. What sets maps beside the
-latent (SemanticMap, LowRes, Inpainting) has no null: its `blank` is the batch itself."""
+latent (SemanticMap, LowRes, Inpainting) has no null: its `blank` is the batch itself. Nor has a published model that
+never met one: of layouts (`BoxesConfig.null`), or of classes, whose null is then of zeros."""
 
 from __future__ import annotations
 

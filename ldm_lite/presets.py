@@ -1,4 +1,4 @@
-"""Every model by name: the paper's, the ones the notebooks use, and two generic recipes for your own photographs.
+"""Every model by name: the paper's, the ones the notebooks use, and generic recipes for your own photographs.
 
 A recipe is a frozen dataclass: data, model and training. `ldm-lite train NAME` runs it, with any field overridden."""
 
@@ -233,8 +233,8 @@ Told = (
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
-    """A denoiser in the latents of a first stage: a run's folder, shipped weights, a preset that is trained first if it
-    has not been, or "pixels"."""
+    """A denoiser in the latents of a first stage: a run's or a model's folder, "pixels", or a preset that is trained
+    first if it has not been; one that ships serves as it is for the data that it learned from."""
 
     first_stage: str
     model: UNetConfig = UNetConfig(head_channels=32)

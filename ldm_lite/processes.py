@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 8 -m ldm_lite train PRESET
 
 Alone, there is one process, and all of this does nothing. Every rank runs the same code and takes part in every
-`agreed`, `shared`, `first` and `gathered`; files are written by rank 0, and all nodes see one folder."""
+`agreed`, `shared`, `first` and `gathered`; a run's files are written by rank 0, latents and what an FID saw by all,
+and all nodes see one folder."""
 
 from __future__ import annotations
 

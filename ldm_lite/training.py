@@ -67,7 +67,9 @@ class TrainConfig:
     sample_every: int = 0  # steps between sample grids, 0 for none
     workers: int = 0  # processes that prepare batches
     memory: float = 0.0  # GiB of the GPU that the run may take: accumulate is raised until it does; 0 is all there is
-    compile: bool | None = None  # the denoiser: a minute that pays in a long run on a GPU; None is there alone
+    # the denoiser: a minute or, with few cores, several, that pay in a long run; None is on a GPU from 2,000 steps or 3
+    # minutes on, with two cores from 8,000 or 12
+    compile: bool | None = None
     tensorboard: bool = False
     shard: bool = False  # each GPU holds a slice of a denoiser and its averages (FSDP2), where one has no room for all
 

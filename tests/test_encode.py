@@ -232,7 +232,7 @@ def test_latents_of_something_else_are_refused_and_left_as_they_are(here, capsys
     more = ["--flip", "True"] if other == "flip" else []
     said = refused(capsys, *LINE, *more)
     assert "latents: holds latents of another first stage, other images or settings" in said
-    assert said.endswith("encode with the recipe's --size, --flip and --spread")
+    assert said.endswith("encode with the recipe's --size, --count, --flip and --spread")
     assert files(here / "latents") == before
 
 
@@ -293,12 +293,13 @@ def test_a_folder_of_something_else_is_refused_and_so_are_settings_of_a_folder_f
 
 
 def test_a_recipe_learns_from_the_folder_and_encodes_nothing(here, monkeypatch, capsys):
-    assert cli.main(LINE) == 0
+    assert cli.main(LINE) == 0 and cli.main([*LINE[:-1], "few", "--count", "9"]) == 0
     before = {path: path.stat().st_mtime_ns for path in (here / "latents").iterdir()}
     monkeypatch.setattr("ldm_lite.data.cache._encoded", lambda *_: pytest.fail("encoded again"))
     assert cli.main(["train", "mine-ldm", "--latents", "latents"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (here / "latents").iterdir()} == before
     assert not (here / "runs/mine-ldm/latents").exists() and runs.finished(here / "runs/mine-ldm")
+    assert cli.main(["train", "mine-ldm", "--latents", "few", "--data.count", "9", "--out", "runs/few"]) == 0
     said = refused(capsys, "train", "mine-ldm", "--latents", "latents", "--spread", "True", "--out", "other")
     assert "latents: holds latents of another first stage, other images or settings" in said
 

@@ -1,4 +1,4 @@
-"""Latents, encoded once: training a denoiser then never runs the first stage (more than half of the cost of a step)."""
+"""Latents, encoded once: training a denoiser then never runs the first stage, a third to two thirds of a step."""
 
 from __future__ import annotations
 
@@ -241,7 +241,9 @@ def shard(path: Path) -> bool:
 def others(folder: str | Path, also: str = "") -> InputError:
     """For a folder that holds latents which are not those that are wanted."""
     of = f"holds latents of another first stage, other images or settings{also}"
-    return InputError(f"{folder}: {of}; choose another, or encode with the recipe's --size, --flip and --spread")
+    return InputError(
+        f"{folder}: {of}; choose another, or encode with the recipe's --size, --count, --flip and --spread"
+    )
 
 
 def _bar(total: int, progress: bool) -> Any:

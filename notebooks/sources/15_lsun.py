@@ -1054,6 +1054,7 @@ torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d \
     --rdzv-endpoint node0:29500 -m ldm_lite train lsun-churches-ldm8 … --train.batch 3
 
 # bedrooms as a stream from the hub: no disk is filled, but each step also encodes
+ldm-lite convert vq-f4 runs/vq-f4 --yes
 ldm-lite train lsun-bedrooms-ldm4 --data.stream True --first_stage runs/vq-f4 --yes
 ```
 
@@ -1246,7 +1247,7 @@ r"""
 - The mean of the ranks' gradients is one process's: asserted with two real processes.
 - A ring sends 2 (N - 1) / N of the gradient from each rank, and leaves the same bits on all.
 - A seed for each part of each rank; one seed for all wastes many of them in silence.
-- Scale, settings, order and EMA agree on all ranks; files are rank 0's.
+- Scale, settings, order and EMA agree on all ranks; log and checkpoint are rank 0's.
 - A step: forward, then backward or sending, whichever is longer. Small batches end the scaling.
 
 **What next.** Notebook 16 loads the models that others trained in this way.
