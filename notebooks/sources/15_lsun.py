@@ -1250,7 +1250,7 @@ r"""
 - Scale, settings, order and EMA agree on all ranks; log and checkpoint are rank 0's.
 - A step: forward, then backward or sending, whichever is longer. Small batches end the scaling.
 
-**What next.** Notebook 16 loads the models that others trained in this way.
+**What next.** Notebook 16 loads models that others trained so.
 """
 
 # %% references [markdown]
