@@ -4,7 +4,6 @@ A mistake in the input is one line and exit status 2, with nothing overwritten."
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import math
@@ -15,7 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -147,7 +146,7 @@ def options(cls: Any, default: Any, arguments: list[str], program: str, about: s
     # options keep their underscores: they are the names of the fields
     screen = io.StringIO()
     try:
-        with contextlib.redirect_stderr(screen):
+        with redirect_stderr(screen):
             # of a field that may be one of several dataclasses the values are set; a file (--config) chooses another
             return tyro.cli(
                 cls, args=arguments, default=default, prog=program, description=about, use_underscores=True,
@@ -729,7 +728,7 @@ def evaluated(arguments: list[str]) -> None:
     from .conditioners import Labels, Unconditional
     from .features import ObjectFinder, SceneReader
     from .latent import LatentDiffusion, restored
-    from .presets import COLUMNS, dataset, told_images
+    from .presets import dataset, named_columns, told_images
     from .training import device
 
     about = "Reconstruction of held-out images, and how far samples show what they were told to. MODEL: a run's "
@@ -740,8 +739,7 @@ def evaluated(arguments: list[str]) -> None:
     name = trained(names[0])
     model = restored(name).to(device())
     path = "scenes" if isinstance(model, (SceneReader, ObjectFinder)) else settings.data
-    columns = {key: getattr(settings, key) for key in COLUMNS}
-    data = data_of(name, path, settings.size or trained_size(name), columns)
+    data = data_of(name, path, settings.size or trained_size(name), named_columns(settings))
     whole = isinstance(model, LatentDiffusion)
     if settings.fid:
         given = {argument.partition("=")[0].removeprefix("--") for argument in rest}
@@ -799,7 +797,7 @@ def run_of(name: str) -> Path | None:
     return next((p for p in places if any((p / mark).is_file() for mark in ("run.json", "demo.json"))), None)
 
 
-def data_of(name: str, path: str, size: int, columns: dict[str, str | None]) -> Any:
+def data_of(name: str, path: str, size: int, columns: dict[str, str]) -> Any:
     """The pictures that a model is judged by: those at `path`, else those that it learned from, not mirrored or zoomed.
 
     InputError where it is not known which they were."""
@@ -911,7 +909,7 @@ class EncodeConfig:
 def encode(arguments: list[str]) -> None:
     from . import processes
     from .data import ImageFolder
-    from .presets import COLUMNS, DataConfig, dataset, load_first_stage
+    from .presets import DataConfig, dataset, load_first_stage, named_columns
     from .runs import reconstructed
     from .training import device, save_grid
 
@@ -934,10 +932,8 @@ def encode(arguments: list[str]) -> None:
         if single:
             images: Any = ImageFolder(names[1], size=s.size)
         else:
-            columns = {name: getattr(s, name) for name in COLUMNS}
-            images = processes.first(
-                lambda: dataset(DataConfig(names[1], s.size, s.count, flip=s.flip, **columns), s.split)
-            )
+            config = DataConfig(names[1], s.size, s.count, flip=s.flip, **named_columns(s))
+            images = processes.first(lambda: dataset(config, s.split))
         said = to_file(stage, images, s) if single else to_shards(stage, images, s)
         if processes.rank():
             return

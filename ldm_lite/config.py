@@ -203,12 +203,11 @@ def swept(folder: str | Path) -> None:
 
 def _runs(process: int) -> bool:
     """Whether there is such a process on this machine. Windows is not asked: there the question would end it."""
-    if os.name != "posix":
-        return True
     try:
-        os.kill(process, 0)
+        if os.name == "posix":
+            os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):  # another user's; or no number of a process
-        return True
+        pass
     return True

@@ -36,7 +36,6 @@ from .losses import LossConfig
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
 
-COLUMNS = ("image_key", "label_key", "caption_key")
 HELD_OUT = 2048  # of a stream, that are kept in memory
 CAPTIONS = 2000  # of a dataset, from which the byte pairs of a text encoder are learned
 
@@ -70,15 +69,21 @@ class DataConfig:
             raise InputError("zoom: a stream's pictures are taken as they are; leave --data.zoom or --data.stream out")
 
 
+def named_columns(config: Any) -> dict[str, str]:
+    """The columns that a DataConfig, or a command's settings, names."""
+    keys = ("image_key", "label_key", "caption_key")
+    return {key: value for key in keys if (value := getattr(config, key)) is not None}
+
+
 def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) -> Any:
     """The dataset that a DataConfig names. Where it has no split validation, every twentieth image is kept for it.
 
     keys: what the items of the built-in scenes hold besides image and label."""
     from . import data
 
-    columns = {name: value for name in COLUMNS if (value := getattr(config, name)) is not None}
-    if columns and not config.path.startswith("hub:") and not data.hub.tabular(config.path):
-        raise InputError(f"{min(columns)}: {config.path} has no columns; leave it out")
+    named = named_columns(config)
+    if named and not config.path.startswith("hub:") and not data.hub.tabular(config.path):
+        raise InputError(f"{min(named)}: {config.path} has no columns; leave it out")
     if config.zoom > 1 and split == "train":
         if untrue := {"boxes", "segmentation", "caption"} & set(keys):
             raise InputError(f"zoom: of a part of a picture its {min(untrue)} would not be true; leave --data.zoom out")
@@ -91,9 +96,9 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
         raise InputError("data.path: whose photographs? give a folder with --data PATH")
     if config.path.startswith("hub:"):
         data.catalogue.agreed_to_id(config.path.removeprefix("hub:"))
-    settings: dict[str, Any] = {name: getattr(config, name) for name in ("size", "crop", "flip", "strict")}
+    settings: dict[str, Any] = {"size": config.size, "crop": config.crop, "flip": config.flip, "strict": config.strict}
     if config.stream:
-        return streamed(config, split, settings, columns)
+        return streamed(config, split, settings)
     if (Path(config.path) / data.lsun.FILE).is_file():  # LSUN's, of which the other split may lie beside it
         other = Path(config.path.replace("_train_lmdb", "_val_lmdb"))
         if str(other) != config.path and (other / data.lsun.FILE).is_file():
@@ -106,7 +111,7 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     elif config.path.startswith("hub:") or data.hub.tabular(config.path):
         source = config.path.removeprefix("hub:")
         own, theirs = theirs_of(source, split)
-        images = data.HubImages(source, theirs, **settings, **columns)
+        images = data.HubImages(source, theirs, **settings, **named)
         if own:
             return Part(images, range(len(images))[: config.count if split == "train" else None])
     elif data.lsun.named(config.path):
@@ -118,7 +123,7 @@ def dataset(config: DataConfig, split: str = "train", keys: Sequence[str] = ()) 
     return Part(images, list(rows)[: config.count if split == "train" else None])
 
 
-def streamed(config: DataConfig, split: str, settings: dict[str, Any], columns: dict[str, str]) -> Any:
+def streamed(config: DataConfig, split: str, settings: dict[str, Any]) -> Any:
     """A dataset as it arrives, or what is held out of it in memory. InputError for what is not on the hub."""
     from . import data
 
@@ -133,7 +138,7 @@ def streamed(config: DataConfig, split: str, settings: dict[str, Any], columns: 
     ):
         raise InputError(f"stream: {config.path} is neither on the hub nor Parquet; leave --data.stream out")
     own, theirs = theirs_of(source, split)
-    images = data.HubImages(source, theirs, streaming=True, **settings, **columns)
+    images = data.HubImages(source, theirs, streaming=True, **settings, **named_columns(config))
     part = images if own else images.twentieth(kept=split != "train")
     if split == "train":
         return part

@@ -144,10 +144,8 @@ def agreed(value: Any, what: str) -> None:
     torch.distributed.all_gather_object(values, value)
     others = [k for k, other in enumerate(values) if other != values[0]]
     if others:
-        ranks, names = (
-            ", ".join(map(str, others)),
-            sorted({n for k in others for n in differences(values[k], values[0])}),
-        )
+        ranks = ", ".join(map(str, others))
+        names = sorted({name for k in others for name in differences(values[k], values[0])})
         which = f" in {', '.join(names)}" if any(names) else ""
         error = InputError(f"{what}: rank {ranks} and rank 0 differ{which}; start all with the same command")
         error.told = rank() > 0  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ from .latent import LatentDiffusion, mix, restored
 from .losses import LPIPS
 from .metrics import fid, high_frequency, psnr, ssim
 from .presets import (
-    COLUMNS,
     FIRST_STAGES,
     PRESETS,
     AutoencoderRecipe,
@@ -52,6 +52,7 @@ from .presets import (
     begin,
     dataset,
     load_first_stage,
+    named_columns,
 )
 from .training import (
     AutoencoderTask,
@@ -95,12 +96,11 @@ def train(recipe: Recipe, out: str | Path, command: str = "", judged: int | None
     steady_allocator()
     with processes.joined(), going_on():
         processes.agreed({"out": str(out)} | to_dict(recipe), "settings")
-        if isinstance(recipe, AutoencoderRecipe):
-            return train_first_stage(recipe, out, command, judged)
-        if isinstance(recipe, (ReaderRecipe, FinderRecipe)):
-            with held(out):
-                return train_reader(recipe, out, command)
         with held(out):
+            if isinstance(recipe, AutoencoderRecipe):
+                return train_first_stage(recipe, out, command, judged)
+            if isinstance(recipe, (ReaderRecipe, FinderRecipe)):
+                return train_reader(recipe, out, command)
             return train_denoiser(recipe, out, command)
 
 
@@ -147,11 +147,6 @@ def unfinished(out: Path) -> bool:
 
 
 def train_first_stage(recipe: AutoencoderRecipe, out: Path, command: str = "", judged: int | None = None) -> Path:
-    with held(out):
-        return first_stage_trained(recipe, out, command, judged)
-
-
-def first_stage_trained(recipe: AutoencoderRecipe, out: Path, command: str, judged: int | None) -> Path:
     torch.manual_seed(mix(recipe.train.seed))
     model, images = recipe.build().to(device()), processes.first(lambda: dataset(recipe.data))
     begin_with(model, recipe)
@@ -216,9 +211,9 @@ def measure_scale(stage: nn.Module, images: Any, seed: int = 0) -> int:
 
     def own() -> Iterator[Tensor]:
         for k in range(processes.rank(), len(firsts), processes.count()):
-            for batch in batches(images, rows[firsts[k] : firsts[k] + BATCH]):
-                torch.manual_seed(mix(seed, k))
-                yield batch["image"].to(home(stage))
+            some = pictures(images, rows[firsts[k] : firsts[k] + BATCH])
+            torch.manual_seed(mix(seed, k))
+            yield some.to(home(stage))
 
     stage.measure_scale(own())
     return len(rows)
@@ -342,14 +337,15 @@ def first_stage_of(recipe: DiffusionRecipe, out: Path) -> nn.Module:
                 print(f"{name} comes first: training it in {beside}{fetch}", flush=True)
             command = ["ldm-lite", "train", name]
             if recipe.data.path != own.path:
-                columns = {name: value for name in COLUMNS if (value := getattr(recipe.data, name)) is not None}
-                theirs = dataclasses.replace(preset.data, path=recipe.data.path, **columns)
+                named = named_columns(recipe.data)
+                theirs = dataclasses.replace(preset.data, path=recipe.data.path, **named)
                 preset = dataclasses.replace(preset, data=theirs)
                 command += ["--data", recipe.data.path]
-                command += [word for pair in columns.items() for word in (f"--data.{pair[0]}", pair[1])]
+                command += chain.from_iterable((f"--data.{key}", value) for key, value in named.items())
             if preset.data.size < own.size:
                 command += ["--data.size", str(preset.data.size)]
-            train_first_stage(preset, beside, shlex.join(command))
+            with held(beside):
+                train_first_stage(preset, beside, shlex.join(command))
         return load_first_stage(beside)
     try:
         return load_first_stage(name)

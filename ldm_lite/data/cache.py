@@ -60,7 +60,7 @@ class Latents(Dataset):
 
 class Shards(Latents):
     """Latents in the files of a folder, which are mapped and not read: a batch costs its own rows, and nothing is held
-    in memory but what the system keeps of the files. lost: the pictures that could not be decoded for them."""
+    in memory but what the system keeps of the files."""
 
     def __init__(self, paths: Sequence[Path], key: str, label_names: Sequence[str] = (), turns: int = 1):
         self.paths, self.key, self.label_names, self.turns = list(paths), key, tuple(label_names), turns
@@ -71,7 +71,6 @@ class Shards(Latents):
         if len(self.shards) < len(self.paths):
             raise InputError(f"{self.paths[0].parent}: its latents have changed while they were in use; start again")
         self.ends = np.cumsum([len(shard["z"]) for shard in self.shards])
-        self.lost = sorted({name for path in self.paths for name in json.loads(about(path)["skipped"])})
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("shards", "ends")}  # a worker maps them itself
@@ -87,6 +86,11 @@ class Shards(Latents):
     def columns(self) -> dict[str, Tensor | list[Any]]:  # type: ignore[override]
         """All of it, in memory."""
         return {name: self.column(name) for name in self.shards[0]}
+
+    @property
+    def lost(self) -> list[str]:
+        """The pictures that could not be decoded for them."""
+        return sorted({name for path in self.paths for name in json.loads(about(path)["skipped"])})
 
     def column(self, name: str) -> Tensor | list[Any]:
         return _joined([shard[name] for shard in self.shards])

@@ -162,7 +162,7 @@ def opened(root: Path) -> Any:
     return OPEN[root]
 
 
-CUT_SHORT = getattr(signal, "SIGBUS", signal.SIGSEGV)  # a page that is not there; unknown to Windows
+CRASHES = [-getattr(signal, name) for name in ("SIGABRT", "SIGBUS", "SIGSEGV") if hasattr(signal, name)]
 LIST = """
 import sys, lmdb, numpy
 root, target = sys.argv[1:]
@@ -183,7 +183,7 @@ def listed(root: Path) -> np.ndarray:
         line = [sys.executable, "-P", "-c", LIST, str(root), str(target)]
         done = subprocess.run(line, capture_output=True, text=True)
         said = (done.stderr.strip() or f"lmdb ended with {done.returncode}").splitlines()[-1]
-        if -done.returncode in (signal.SIGABRT, signal.SIGSEGV, CUT_SHORT) or said.startswith("lmdb."):
+        if done.returncode in CRASHES or said.startswith("lmdb."):
             raise InputError(f"{root / FILE}: damaged ({said.removeprefix('lmdb.')}); fetch it again")
         if done.returncode:  # no room for so many keys, in memory (-9) or on the disk
             raise InputError(f"{root / FILE}: its keys cannot be listed ({said})")
